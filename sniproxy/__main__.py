@@ -1,0 +1,7 @@
+"""``python3 -m sniproxy`` is the command ``sniproxy``."""
+
+import sys
+
+from sniproxy.commands import sniproxy
+
+sys.exit(sniproxy())

@@ -1,0 +1,129 @@
+"""The commands: what each name that this program is called by runs.
+
+One executable serves all names (it is installed under one and linked to the others); a source
+install has a script for each. Everything is imported only when it is called for.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from sniproxy import __version__, flavour
+
+_USAGE = """\
+usage: sniproxy < LISTENING-SOCKET
+
+Forwards each TLS connection, undecrypted, to the Unix socket ./HOST-NAME/tls-socket, by the host
+name that the client asks for. The working directory is the hosts directory; standard input (or
+LISTEN_FDS) is the listening socket. There are no options but these:
+
+  --help     show this text and exit
+  --version  show the version and flavour and exit
+
+Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
+Environment:    SNIPROXY_LOG=error|info|connections
+Manual:         sniproxy(8), sniproxy-listen(8), sniproxy-check(8), sniproxy-hostname(1)
+"""
+
+USAGE_ERROR = 2
+FAILURE = 1
+
+
+def version_line(command: str) -> str:
+    """Name a command with its version and flavour."""
+    return f"{command} {__version__} ({'hashed' if flavour.HASHED else 'plain'})"
+
+
+def run_sniproxy(arguments: Sequence[str]) -> int:
+    """Run the proxy; give the exit status."""
+    if arguments:
+        return _answer(arguments)
+    from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
+    from sniproxy.proxy.server import serve  # noqa: PLC0415
+
+    try:
+        serve(os.environ)
+    except NoListeningSocket as error:
+        _complain(str(error))
+        return USAGE_ERROR
+    except OSError as error:
+        _complain(f"can't start: {error}")
+        return FAILURE
+    return 0
+
+
+def _answer(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["--version"]:
+        return _tell(version_line("sniproxy") + "\n")
+    if list(arguments) in (["--help"], ["-h"]):
+        return _tell(_USAGE)
+    _complain(f"unknown argument {arguments[0]!r}: there are no options, try sniproxy --help")
+    return USAGE_ERROR
+
+
+def _tell(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        return FAILURE
+    return 0
+
+
+def _complain(text: str) -> None:
+    """Write one line to standard error, if there is one."""
+    try:
+        os.write(2, f"sniproxy: {text}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
+def run_hostname(arguments: Sequence[str]) -> int:
+    from sniproxy.tools import hostname  # noqa: PLC0415
+
+    return hostname.main(arguments)
+
+
+def run_check(arguments: Sequence[str]) -> int:
+    from sniproxy.tools import check  # noqa: PLC0415
+
+    return check.main(arguments)
+
+
+def run_listen(arguments: Sequence[str]) -> int:
+    from sniproxy.tools import listen  # noqa: PLC0415
+
+    return listen.main(arguments)
+
+
+_COMMANDS = {
+    "sniproxy": run_sniproxy,
+    "sniproxy-hostname": run_hostname,
+    "sniproxy-check": run_check,
+    "sniproxy-listen": run_listen,
+}
+
+
+def main() -> int:
+    """Run the command that ``sys.argv`` names by the last component of its first word.
+
+    An unknown name runs the proxy: a copy may be called anything.
+    """
+    name = os.path.basename(sys.argv[0])
+    return _COMMANDS.get(name, run_sniproxy)(sys.argv[1:])
+
+
+def sniproxy() -> int:
+    return run_sniproxy(sys.argv[1:])
+
+
+def sniproxy_hostname() -> int:
+    return run_hostname(sys.argv[1:])
+
+
+def sniproxy_check() -> int:
+    return run_check(sys.argv[1:])
+
+
+def sniproxy_listen() -> int:
+    return run_listen(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The parser: bytes to host name. Sans I/O: it imports no socket, no asyncio and no logging."""

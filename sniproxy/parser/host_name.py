@@ -1,0 +1,24 @@
+"""Host names: which bytes of a server_name extension may become a path.
+
+Only this module decides what a host name is. What passes has none of the characters that mean
+something to a file system (no ``/``, no NUL, no ``.`` or ``..`` as a component) and only one
+spelling, so that the file system's own uniqueness is the uniqueness of host names.
+"""
+
+import re
+
+MAX_LENGTH = 254
+"""Bytes. A name in the DNS has at most 253 without its trailing dot (RFC 1035 section 2.3.4);
+the directory entry of such a name still fits NAME_MAX (255)."""
+
+# RFC 6066 section 3: "HostName" is "a byte string using ASCII encoding without a trailing dot".
+# Departure: labels are neither limited to 63 bytes nor forbidden to end in a hyphen; no directory
+# of such a name does any harm. Literal addresses of IPv4 are names like others.
+_HOST_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*(?:\.[A-Za-z0-9][A-Za-z0-9-]*)*")
+
+
+def canonical(name: bytes) -> str | None:
+    """Give the one spelling of ``name`` that is looked up, or None if it is no host name."""
+    if len(name) > MAX_LENGTH or _HOST_NAME.fullmatch(name) is None:
+        return None
+    return name.decode("ascii").lower()

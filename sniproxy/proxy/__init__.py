@@ -1,0 +1,1 @@
+"""The proxy: sockets, relay, logs and the life cycle of the process."""

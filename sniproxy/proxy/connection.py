@@ -1,0 +1,532 @@
+"""A connection from its accept until it is relayed or refused.
+
+An ``Arrival`` reads the hello, asks the resolver for the backend and hands both sockets to the
+relay; in the usual case all of this happens within one call, right after the accept, and the
+arrival is gone again. Otherwise it waits: for the rest of the hello, or for room in the backend's
+accept queue, both within ``PATIENCE``. A ``Farewell`` closes a client's socket so that what was
+sent to it arrives. ``Connections`` is what they share, and the only owner of clients' sockets
+outside the relay.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from socket import (
+    AF_UNIX,
+    MSG_DONTWAIT,
+    SHUT_WR,
+    SO_ERROR,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    SocketType,
+)
+
+from sniproxy.parser.alert import Alert, Refusal, alert_record
+from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.proxy.log import Log
+from sniproxy.proxy.poller import ERROR, Poller
+from sniproxy.proxy.relay import BUFFER_SIZE, ClientEnd, Relay
+from sniproxy.proxy.sweep import Countdown, Later, Sweep
+from sniproxy.resolver import proxy_header
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, Hosts, refusal
+from sniproxy.resolver.proxy_header import SocketAddress
+
+PATIENCE = 10.0
+"""Seconds from the accept for the hello, and for the backend to take the connection."""
+
+FAREWELL_PATIENCE = 1.0
+"""Seconds that a client has to read what it was sent last and to close."""
+
+FAREWELL_BYTES = 64 * 1024
+"""Bytes of a refused client that are read and thrown away before we close all the same."""
+
+_FIRST_RETRY = 0.001
+_LONGEST_RETRY = 0.050
+"""Seconds between two tries at a full accept queue; each pause is twice the last."""
+
+_READS_A_TURN = 8
+_SWEEP = 0.1
+_REFUSALS_REPORT = 60.0
+
+
+class Totals:
+    """Counts since the start. ``up`` is bytes from clients, ``down`` bytes to them, both only of
+    connections that have ended."""
+
+    __slots__ = ("accepted", "down", "ended", "refused", "up")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.ended = 0
+        self.refused: Counter[str] = Counter()
+        self.up = 0
+        self.down = 0
+
+    @property
+    def open(self) -> int:
+        return self.accepted - self.ended
+
+
+class Connections:
+    """All connections of a process.
+
+    ``idle`` is called each time that the last open connection has ended.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        hosts: Hosts,
+        log: Log,
+        clock: Callable[[], float],
+        later: Later,
+    ) -> None:
+        self.poller = poller
+        self.hosts = hosts
+        self.log = log
+        self.clock = clock
+        self.later = later
+        self.relay = Relay(poller, self._relayed, clock, later)
+        self.totals = Totals()
+        self.idle: Callable[[], None] = lambda: None
+        self.undecided: Countdown[Arrival] = Countdown(PATIENCE, Arrival.expire)
+        self.farewells: Countdown[Farewell] = Countdown(FAREWELL_PATIENCE, Farewell.close)
+        self._sweep = Sweep(later, _SWEEP, self.sweep)
+        self._refused_lately: Counter[str] = Counter()
+        self._report = Sweep(later, _REFUSALS_REPORT, self.report_refusals)
+
+    def welcome(self, client: SocketType, address: SocketAddress) -> None:
+        """Take over a socket that was just accepted, in blocking mode or not."""
+        self.totals.accepted += 1
+        arrival = Arrival(self, client, address)
+        try:
+            arrival.begin()
+        except Exception as error:  # one connection ends here, no more
+            self.fault(error)
+            arrival.abandon()
+
+    def fault(self, error: Exception) -> None:
+        """Log an exception that nobody expected; what caused it has been ended."""
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        # Not a traceback: printing one opens files named like our modules, in the hosts directory.
+        place = f"{where.tb_frame.f_code.co_qualname}:{where.tb_lineno}" if where else "unknown"
+        self.log.error("unexpected_error", type=type(error).__name__, error=error, at=place)
+
+    def evict_oldest(self) -> bool:
+        """End the connection that has owed us its hello for longest; say whether there was one.
+
+        Its descriptor is free on return, so the alert may be lost where more bytes arrive.
+        """
+        oldest = self.undecided.oldest()
+        if oldest is None:
+            return False
+        oldest.refuse(Refusal(Alert.USER_CANCELED, "evicted"), linger=False)
+        return True
+
+    def wait(self, arrival: "Arrival") -> None:
+        """Start an undecided arrival's time."""
+        self.undecided.start(arrival, arrival.accepted_at)
+        self._sweep.wake()
+
+    def part(self, farewell: "Farewell") -> None:
+        """Start a farewell's time."""
+        self.farewells.start(farewell, self.clock())
+        self._sweep.wake()
+
+    def sweep(self) -> bool:
+        """End what took too long; say whether anything is left to watch."""
+        now = self.clock()
+        undecided, farewells = self.undecided.sweep(now), self.farewells.sweep(now)
+        return undecided or farewells
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal, for the totals and for the line once a minute."""
+        self.totals.refused[reason] += 1
+        self._refused_lately[reason] += 1
+        self._report.wake()
+
+    def report_refusals(self) -> bool:
+        """Log the refusals since the last report, if there were any. Never wants to be called
+        again: the next refusal sees to that."""
+        if self._refused_lately:
+            count = self._refused_lately.total()
+            self.log.info("refused", count=count, **self._refused_lately)
+            self._refused_lately.clear()
+        return False
+
+    def log_totals(self) -> None:
+        """Log what SIGUSR1 asks for."""
+        up, down = self.totals.up, self.totals.down
+        for watcher in self.poller.watchers():
+            if isinstance(watcher, ClientEnd):
+                up += watcher.moved
+                down += watcher.peer.moved
+        totals = self.totals
+        self.log.info(
+            "totals",
+            open=totals.open,
+            accepted=totals.accepted,
+            refused=totals.refused.total(),
+            bytes_up=up,
+            bytes_down=down,
+            **{f"refused_{reason}": count for reason, count in sorted(totals.refused.items())},
+        )
+
+    def close_all(self) -> int:
+        """End all connections now; say how many there were."""
+        count = 0
+        for watcher in self.poller.watchers():
+            if isinstance(watcher, Arrival):
+                watcher.end("stopped")
+            elif isinstance(watcher, Farewell):
+                watcher.close()
+            elif isinstance(watcher, ClientEnd):
+                self.relay.end(watcher, "stopped")
+            else:
+                continue
+            count += 1
+        return count
+
+    def gone(self) -> None:
+        """Count a connection whose client's socket has been closed."""
+        self.totals.ended += 1
+        if not self.totals.open:
+            self.idle()
+
+    def _relayed(self, end: ClientEnd, how: str, down: int, sending: bool) -> None:
+        """Close the client's socket of a relayed connection: ``Relay``'s ``ended``."""
+        self.totals.up += end.moved
+        self.totals.down += down
+        if isinstance(end.record, Arrival):
+            end.record.log_end(how, end.moved, down)
+        farewell = Farewell(self, end.socket, limit=None, watched=True)
+        if sending and how != "stopped":
+            farewell.begin()
+        else:
+            farewell.close()
+
+
+class Arrival:
+    """A client whose connection has no backend yet.
+
+    Undecided while it has a parser; after that it waits for its backend, or is over.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_connections",
+        "_parser",
+        "_pause",
+        "_received",
+        "_socket",
+        "_watched",
+        "accepted_at",
+        "address",
+        "decided_at",
+        "host",
+    )
+
+    def __init__(
+        self, connections: Connections, client: SocketType, address: SocketAddress
+    ) -> None:
+        self._connections = connections
+        self._socket = client
+        self._watched = False
+        self._parser: ClientHelloParser | None = ClientHelloParser()
+        self._received = b""
+        self._backend: SocketType | None = None
+        self._pause = _FIRST_RETRY
+        self.address = address
+        self.accepted_at = connections.clock()
+        self.decided_at: float | None = None
+        self.host = ""
+
+    # What the poller and the countdown call.
+
+    def begin(self) -> None:
+        """Read what is there already: usually the whole hello."""
+        self._read()
+        if self._parser is not None:
+            self._watch()
+            self._connections.wait(self)
+
+    def ready(self, mask: int) -> None:
+        if self._parser is not None:
+            while self._read():
+                pass
+        elif mask & ERROR and self._socket.getsockopt(SOL_SOCKET, SO_ERROR):
+            self.end("reset_by_client")
+
+    def resume(self) -> None:
+        """Never called: an arrival leaves nothing undone."""
+
+    def abandon(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.end("fault")
+
+    def expire(self) -> None:
+        """End an arrival whose hello has not come in time."""
+        self.refuse(Refusal(Alert.USER_CANCELED, "hello_too_slow"))
+
+    # The hello.
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._connections.poller.watch(self._socket.fileno(), self)
+            self._watched = True
+
+    def _read(self) -> bool:
+        """Read once; say whether to read on: something came, and it did not decide."""
+        relay = self._connections.relay
+        parser = self._parser
+        if parser is None:
+            return False
+        try:
+            size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.end("reset_by_client")
+            return False
+        data = relay.view[:size]
+        try:
+            if not size:
+                raise parser.finish()
+            host = parser.feed(data)
+        except Refusal as refused:
+            self.refuse(refused)
+            return False
+        if host is None:
+            self._received += data
+            return True
+        self._settle()
+        self.host = host
+        self.decided_at = self._connections.clock()
+        self._connect(self._received + data if self._received else data)
+        return False
+
+    def _settle(self) -> None:
+        """Note that the hello is no longer waited for."""
+        self._parser = None
+        self._connections.undecided.stop(self)
+
+    # The backend.
+
+    def _connect(self, received: bytes | memoryview) -> None:
+        """Try to reach the backend; ``received`` is every byte that the client has sent."""
+        connections = self._connections
+        while True:
+            try:
+                if self._backend is None:
+                    self._backend = SocketType(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
+                connections.hosts.connect(self.host, self._backend)
+                break
+            except OSError as error:
+                exhausted = error.errno in DESCRIPTORS_EXHAUSTED
+                if exhausted and connections.evict_oldest():
+                    continue
+                if exhausted or isinstance(error, BlockingIOError):
+                    self._wait_for_room(received, error)
+                else:
+                    self._not_reached(error)
+                return
+        self._forward(self._backend, received)
+
+    def _wait_for_room(self, received: bytes | memoryview, error: OSError) -> None:
+        """Try again a little later, for as long as the connection may wait at all.
+
+        A full accept queue answers EAGAIN, connect(2), and no event tells when it has room.
+        """
+        connections = self._connections
+        if connections.clock() >= self.accepted_at + PATIENCE:
+            self._not_reached(error)
+            return
+        self._received = bytes(received)
+        self._watch()
+        connections.later(self._pause, self._retry)
+        self._pause = min(2 * self._pause, _LONGEST_RETRY)
+
+    def _retry(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self._connect(self._received)
+        except Exception as error:  # one connection ends here, no more
+            self._connections.fault(error)
+            self.abandon()
+
+    def _not_reached(self, error: OSError) -> None:
+        refused = refusal(error)
+        if refused.alert == Alert.INTERNAL_ERROR:
+            self._connections.log.warning(
+                "backend_fault", host=self.host, error=error.strerror or error
+            )
+        self.refuse(refused)
+
+    def _forward(self, backend: SocketType, received: bytes | memoryview) -> None:
+        """Send the backend the PROXY header it wants and what came so far; start the relay."""
+        connections = self._connections
+        self._backend = None
+        version = connections.hosts.proxy_version(self.host)
+        header = self._header(version) if version else b""
+        first = header + received if header else received
+        gone = False
+        try:
+            sent = backend.send(first)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent, gone = 0, True
+        record = self if connections.log.connections else None
+        self._received = b""
+        end = connections.relay.join(self._socket, backend, record, watched=self._watched)
+        end.moved = max(0, sent - len(header))
+        if gone:
+            end.sever()
+        elif sent < len(first):
+            end.hold(bytes(first[sent:]))
+        elif self._watched:
+            # The events up to now were ours, not the relay's.
+            end.pump(to_the_end=True)
+
+    def _header(self, version: int) -> bytes:
+        source, destination = self.address, self._socket.getsockname()
+        if version == 1:
+            return proxy_header.version_1(source, destination)
+        return proxy_header.version_2(source, destination, self.host)
+
+    # The end.
+
+    def refuse(self, refused: Refusal, *, linger: bool = True) -> None:
+        """Send the alert and close, at once if not ``linger``."""
+        connections = self._connections
+        self._settle()
+        self._drop_backend()
+        connections.refused(refused.reason)
+        self.log_end(f"refused:{refused.reason}", 0, 0)
+        farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
+        try:
+            self._socket.send(alert_record(refused.alert), MSG_DONTWAIT)
+        except OSError:
+            farewell.close()
+            return
+        farewell.begin(linger=linger)
+
+    def end(self, how: str) -> None:
+        """Close without a word: the client is gone, or we are."""
+        self._settle()
+        self._drop_backend()
+        self.log_end(how, 0, 0)
+        Farewell(self._connections, self._socket, limit=0, watched=self._watched).close()
+
+    def _drop_backend(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def log_end(self, how: str, up: int, down: int) -> None:
+        """Log the end of this connection, where such lines are wanted."""
+        log = self._connections.log
+        if not log.connections:
+            return
+        now = self._connections.clock()
+        decided = self.decided_at
+        hello = "none" if decided is None else round((decided - self.accepted_at) * 1000)
+        log.connection(
+            client=address_text(self.address),
+            host=self.host or "none",
+            end=how,
+            hello_ms=hello,
+            seconds=round(now - self.accepted_at, 3),
+            bytes_up=up,
+            bytes_down=down,
+        )
+
+
+class Farewell:
+    """The orderly close of a client's socket.
+
+    A close with unread bytes would reset the connection (RFC 2525 section 2.17), and the client
+    might lose what was sent to it last. So: shut down writing, read and discard at most ``limit``
+    bytes (None: any number) until the client has closed or its time is up, close.
+    """
+
+    __slots__ = ("_connections", "_left", "_socket", "_watched")
+
+    def __init__(
+        self, connections: Connections, client: SocketType, *, limit: int | None, watched: bool
+    ) -> None:
+        self._connections = connections
+        self._socket = client
+        self._left = limit
+        self._watched = watched
+
+    def begin(self, *, linger: bool = True) -> None:
+        """Shut down writing; wait for the client to close, unless not to ``linger``."""
+        try:
+            self._socket.shutdown(SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        connections = self._connections
+        if self._discard() or not linger:
+            self.close()
+            return
+        if self._watched:
+            connections.poller.replace(self._socket.fileno(), self)
+        else:
+            connections.poller.watch(self._socket.fileno(), self)
+            self._watched = True
+        connections.part(self)
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 - a read tells all
+        if self._discard():
+            self.close()
+
+    def resume(self) -> None:
+        if self._socket.fileno() >= 0 and self._discard():
+            self.close()
+
+    def abandon(self) -> None:
+        self.close()
+
+    def _discard(self) -> bool:
+        """Read what is there; say whether that was the end."""
+        relay = self._connections.relay
+        for _ in range(_READS_A_TURN):
+            room = BUFFER_SIZE if self._left is None else self._left
+            if not room:
+                return True
+            try:
+                size = self._socket.recv_into(relay.buffer, min(room, BUFFER_SIZE), MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            if not size:
+                return True
+            if self._left is not None:
+                self._left -= size
+        self._connections.poller.again(self)
+        return False
+
+    def close(self) -> None:
+        """Close the client's socket, whatever it still sends."""
+        if self._socket.fileno() < 0:
+            return
+        connections = self._connections
+        connections.farewells.stop(self)
+        if self._watched:
+            connections.poller.forget(self._socket.fileno())
+        self._socket.close()
+        connections.gone()
+
+
+def address_text(address: SocketAddress) -> str:
+    """Write a client's address for the log: IPv6 in brackets, a Unix client as such."""
+    if not isinstance(address, tuple):
+        return "unix"
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

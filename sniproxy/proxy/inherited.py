@@ -1,0 +1,90 @@
+"""The listening sockets that we were started with.
+
+Standard input first, as systemd's ``StandardInput=socket``, inetd and s6 pass it; else the
+LISTEN_FDS convention of sd_listen_fds(3).
+"""
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+STANDARD_INPUT = 0
+_FIRST_LISTEN_FD = 3
+_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
+
+
+class NoListeningSocket(Exception):  # noqa: N818 - what the user is told
+    """We were started without a listening socket; the text says how to pass one."""
+
+
+def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
+    """Take over the sockets that were passed, at descriptors of our own, close-on-exec.
+
+    Raises ``NoListeningSocket``. The variables of the convention are removed from
+    ``environment`` whether used or not: they are not for our children.
+    """
+    passed = {
+        name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    }
+    refusal = _why_not(STANDARD_INPUT)
+    if refusal is None:
+        return [_own(STANDARD_INPUT)]
+    if passed["LISTEN_PID"] != str(os.getpid()) or passed["LISTEN_FDS"] in ("", "0"):
+        raise NoListeningSocket(
+            f"standard input is not a listening socket ({refusal}): start sniproxy from systemd, "
+            "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`; see sniproxy(8)"
+        )
+    count = passed["LISTEN_FDS"]
+    if not count.isdecimal():
+        raise NoListeningSocket(f"LISTEN_FDS is {count!r}: expected a number, sd_listen_fds(3)")
+    descriptors = range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + int(count))
+    for fd in descriptors:
+        refusal = _why_not(fd)
+        if refusal is not None:
+            raise NoListeningSocket(
+                f"LISTEN_FDS is {count}, but descriptor {fd} is not a listening socket "
+                f"({refusal}): pass stream sockets only (ListenStream=), see sniproxy(8)"
+            )
+    sockets = [_own(fd) for fd in descriptors]
+    for fd in descriptors:
+        os.close(fd)
+    return sockets
+
+
+def _why_not(fd: int) -> str | None:
+    """Say what ``fd`` is instead of a listening stream socket; None if it is one."""
+    try:
+        # Closed with the object: the copy, not the descriptor that we were given.
+        with socket.socket(fileno=os.dup(fd)) as candidate:
+            if candidate.family not in _FAMILIES:
+                return f"a socket of family {candidate.family!s}"
+            if candidate.type != socket.SOCK_STREAM:
+                return "a socket, but not of a stream"
+            if not candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return "a stream socket, but it does not listen"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
+
+
+def _own(fd: int) -> socket.socket:
+    return socket.socket(fileno=os.dup(fd))
+
+
+def same_file(one: int, other: int) -> bool:
+    """Say whether two descriptors are the same socket or file; a closed one is neither."""
+    try:
+        return os.path.samestat(os.fstat(one), os.fstat(other))
+    except OSError:
+        return False
+
+
+def replace_standard_descriptors(listening: socket.socket, placeholder: int) -> None:
+    """Put ``placeholder`` where standard input, output or error are the listening socket.
+
+    A copy that stayed open would keep the socket listening when we have stopped, and a number that
+    is free would go to a client's connection, to be written to by whoever writes to descriptor 1.
+    """
+    for fd in (0, 1, 2):
+        if same_file(fd, listening.fileno()):
+            os.dup2(placeholder, fd)

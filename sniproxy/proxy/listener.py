@@ -1,0 +1,113 @@
+"""A listening socket that was passed to us, and what is accepted from it.
+
+The socket belongs to its manager too: it is never shut down, ``listen`` is never called on it, and
+others may accept from it at any time. Accepting never ends the process: what can't be accepted
+now is accepted later.
+"""
+
+import errno
+import socket
+
+from sniproxy.proxy.connection import Connections
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
+
+LARGEST_BATCH = 64
+"""Connections accepted in a row before the others have their turn."""
+
+PAUSE = 0.1
+"""Seconds without accepting when no descriptor is free: the queue keeps the connections."""
+
+EPISODE = 10.0
+"""Seconds without trouble after which the next trouble is worth another line in the log."""
+
+_OF_ONE_CLIENT = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of the connection that was to be accepted, not of the listening socket, accept(2)."""
+
+
+class Listener:
+    """Accepts from one listening socket while it is open."""
+
+    def __init__(self, listening: socket.socket, connections: Connections) -> None:
+        self._socket = listening
+        self._connections = connections
+        self._batch = 1
+        self._paused = False
+        self._last_trouble = float("-inf")
+        # Others may take what the poller told us of; a blocking accept would stop everything.
+        listening.setblocking(False)
+        if listening.family in (socket.AF_INET, socket.AF_INET6):
+            # Inherited by what is accepted, so that no connection costs a call for it: dead
+            # clients are found, and small records are not held back.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connections.poller.watch_listener(listening.fileno(), self)
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 - a listening socket is only ever readable
+        """Accept a batch, larger each time that the queue outlasted the last."""
+        # The listening socket's own accept makes a socket.socket and its time-out with each call.
+        accept = self._socket._accept  # type: ignore[attr-defined]
+        family = self._socket.family
+        welcome = self._connections.welcome
+        for _ in range(self._batch):
+            try:
+                fd, address = accept()
+            except BlockingIOError:
+                self._batch = 1
+                return
+            except OSError as error:
+                if error.errno in _OF_ONE_CLIENT:
+                    continue
+                self._trouble(error)
+                if error.errno in DESCRIPTORS_EXHAUSTED and self._connections.evict_oldest():
+                    continue
+                self._pause()
+                return
+            welcome(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), address)
+        self._batch = min(2 * self._batch, LARGEST_BATCH)
+
+    def _trouble(self, error: OSError) -> None:
+        """Log an error of the system, once an episode."""
+        now = self._connections.clock()
+        if now - self._last_trouble >= EPISODE:
+            self._connections.log.warning("accept_failed", error=error.strerror or error)
+        self._last_trouble = now
+
+    def _pause(self) -> None:
+        """Leave the poller for a while: it is level-triggered and would report without end."""
+        self._connections.poller.unwatch(self._socket.fileno())
+        self._paused = True
+        self._connections.later(PAUSE, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._connections.poller.watch_listener(self._socket.fileno(), self)
+
+    def resume(self) -> None:
+        """Never called: what is left in the queue is a new event."""
+
+    def abandon(self) -> None:
+        """Stay: an unexpected error of one accept ends nothing."""
+
+    def close(self) -> None:
+        """Stop accepting and close our copy; the socket may live on elsewhere."""
+        if self._paused:
+            self._paused = False
+        else:
+            # The registration would outlive our descriptor as long as somebody else has one.
+            self._connections.poller.unwatch(self._socket.fileno())
+        self._socket.close()

@@ -1,0 +1,268 @@
+"""The log: one line an event, ``key=value``, to wherever standard error leads.
+
+Writing a line never raises, never blocks and never kills. Each kind of destination has its own
+way of not blocking, since O_NONBLOCK can't be set on a description that others share: a socket
+(the journal's stream) takes MSG_DONTWAIT, a pipe takes a non-blocking splice(2), a terminal is
+asked by poll(2) first, a file never blocks. What does not fit waits in a bounded backlog; beyond
+that, lines are dropped and counted.
+"""
+
+import enum
+import errno
+import os
+import re
+import select
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Protocol
+
+MAX_LINE = 4096
+"""Bytes. PIPE_BUF, so that the lines of several processes never mix (pipe(7))."""
+
+MAX_BACKLOG = 512
+"""Lines that wait for a slow reader: some 64 KiB, as much as a pipe holds itself."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/@%+,\[\]-]+")
+_EPOCH = datetime(1970, 1, 1)  # naive on purpose: no zone is ever looked up
+_SYSLOG_SOCKET = "/dev/log"
+_FACILITY_DAEMON = 3 << 3
+
+
+class Priority(enum.IntEnum):
+    """Priorities of syslog(3): those that we use."""
+
+    ERROR = 3
+    WARNING = 4
+    INFO = 6
+
+
+class Level(enum.IntEnum):
+    """What is logged, each level more than the one before: the values of SNIPROXY_LOG."""
+
+    ERROR = 0
+    INFO = 1
+    CONNECTIONS = 2
+
+
+class Sink(Protocol):
+    """Where lines go. ``write`` takes up to ``batch`` whole lines, of MAX_LINE bytes together, all
+    or none of them; it raises BlockingIOError for "not now", any other OSError for "never"."""
+
+    batch: int
+
+    def write(self, lines: bytes) -> None: ...
+
+
+class SocketSink:
+    """A stream socket, such as the journal's."""
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=os.dup(fd))
+
+    def write(self, lines: bytes) -> None:
+        sent = self._socket.send(lines, socket.MSG_DONTWAIT)
+        if sent < len(lines):
+            # The rest of a line that was begun: the next line still starts on its own.
+            raise OSError(errno.EMSGSIZE, "a line was cut short")
+
+
+class PipeSink:
+    """A pipe: the lines are first put into one of our own, then spliced without blocking.
+
+    poll(2) would not do: between it and the write another process may fill the pipe.
+    """
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+
+    def write(self, lines: bytes) -> None:
+        os.write(self._write, lines)
+        try:
+            os.splice(self._read, self._fd, len(lines), flags=os.SPLICE_F_NONBLOCK)
+        except OSError:
+            os.read(self._read, len(lines))
+            raise
+
+
+class TerminalSink:
+    """A terminal, which somebody may have stopped with Ctrl-S."""
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def write(self, lines: bytes) -> None:
+        if not self._poll.poll(0):
+            raise BlockingIOError(errno.EAGAIN, "the terminal is stopped")
+        os.write(self._fd, lines)
+
+
+class FileSink:
+    """A regular file, or a device that takes everything."""
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, lines: bytes) -> None:
+        os.write(self._fd, lines)
+
+
+class SyslogSink:
+    """The local syslog daemon by datagrams (RFC 3164 section 4.1.1 with the <N> of each line)."""
+
+    batch = 1
+
+    def __init__(self, path: str = _SYSLOG_SOCKET) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._tag = f"sniproxy[{os.getpid()}]: ".encode()
+
+    def write(self, lines: bytes) -> None:
+        priority, _, text = lines.rstrip(b"\n").partition(b">")
+        number = _FACILITY_DAEMON | int(priority[1:])
+        self._socket.sendto(b"<%d>" % number + self._tag + text, self._path)
+
+
+class NullSink:
+    """Nowhere."""
+
+    batch = MAX_BACKLOG
+
+    def write(self, lines: bytes) -> None:
+        pass
+
+
+def sink_of(fd: int) -> Sink:
+    """Choose the way of writing to ``fd`` without blocking."""
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            return SocketSink(fd)
+        if stat.S_ISFIFO(mode):
+            return PipeSink(fd)
+    except OSError:
+        return NullSink()
+    if stat.S_ISCHR(mode) and os.isatty(fd):
+        return TerminalSink(fd)
+    return FileSink(fd)
+
+
+def is_journal(fd: int, environment: Mapping[str, str]) -> bool:
+    """Say whether ``fd`` is the stream that JOURNAL_STREAM names (systemd.exec(5))."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def field(value: object) -> str:
+    """Write a value as one word, in quotes and with escapes where it is not a plain one."""
+    text = str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+class Log:
+    """Lines of ``key=value``, filtered by level.
+
+    ``prefixed`` lines begin with ``<N>`` (sd-daemon(3)) and have no time stamp, for the journal
+    and for syslog have their own; other lines begin with the time in UTC (RFC 3339).
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        level: Level = Level.INFO,
+        *,
+        prefixed: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.connections = level >= Level.CONNECTIONS
+        self.dropped = 0
+        self._sink = sink
+        self._level = level
+        self._prefixed = prefixed
+        self._clock = clock
+        self._backlog: deque[bytes] = deque()
+        self.on_backlog: Callable[[], None] = lambda: None
+        """Called when lines had to wait: ``flush`` wants to be called a little later."""
+
+    def error(self, event: str, **fields: object) -> None:
+        """Log that the process can't do what it is for."""
+        self._log(Priority.ERROR, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Log a fault of a backend or of the system."""
+        self._log(Priority.WARNING, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        if self._level >= Level.INFO:
+            self._log(Priority.INFO, event, fields)
+
+    def connection(self, **fields: object) -> None:
+        if self.connections:
+            self._log(Priority.INFO, "connection", fields)
+
+    def _log(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
+        words = [f"event={event}"]
+        words += [f"{key}={field(value)}" for key, value in fields.items()]
+        if self._prefixed:
+            start = f"<{priority.value}>"
+        else:
+            now = _EPOCH + timedelta(seconds=self._clock())
+            level = priority.name.lower()
+            start = f"{now.isoformat(timespec='milliseconds')}Z level={level} "
+        line = (start + " ".join(words)).encode("ascii", "replace")[: MAX_LINE - 1] + b"\n"
+        if len(self._backlog) >= MAX_BACKLOG:
+            self.dropped += 1
+            return
+        self._backlog.append(line)
+        if len(self._backlog) == 1:
+            self.flush()
+            if self._backlog:
+                self.on_backlog()
+
+    def flush(self) -> bool:
+        """Write what waits; say whether anything still does."""
+        while self._backlog:
+            lines = b""
+            count = 0
+            for line in self._backlog:
+                if count == self._sink.batch or len(lines) + len(line) > MAX_LINE:
+                    break
+                lines += line
+                count += 1
+            try:
+                self._sink.write(lines)
+            except BlockingIOError:
+                return True
+            except OSError:
+                # The reader is gone or the disk is full: these are lost, later ones may not be.
+                lost = count
+            else:
+                lost = 0
+            for _ in range(count):
+                self._backlog.popleft()
+            if lost:
+                self.dropped += lost
+            elif self.dropped:
+                self.dropped, dropped = 0, self.dropped
+                self.warning("log_lines_dropped", count=dropped)
+        return False

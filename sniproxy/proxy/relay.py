@@ -1,0 +1,459 @@
+"""The relay: bytes both ways between a client and its backend until both directions have ended.
+
+A relayed connection is two ``End`` objects that know each other, and nothing else: no task, no
+transport, no buffer of its own. All share one buffer; only what a short write leaves is kept, and
+then that direction is not read again until it has been taken (back pressure). Events are
+edge-triggered, so each ``pump`` says in its code why no further event is needed.
+
+This is the hot path and is written for speed. Per direction the cheapest way was measured
+(docs/design.md): copying through one large buffer, and for large uploads splice(2) through a
+pipe, at a third of the cost of the copy.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from errno import EAGAIN
+from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
+from typing import Final, cast
+
+from sniproxy.proxy.poller import ERROR, HANG_UP, READ, WRITE, Poller
+from sniproxy.proxy.sweep import Later, Sweep
+
+BUFFER_SIZE: Final = 256 * 1024
+"""Bytes of one read, and so the most that a connection may have waiting in each direction."""
+
+BULK: Final = 64 * 1024
+"""Bytes of a read that is taken for a part of a bulk transfer."""
+
+CHUNKS_A_TURN: Final = 8
+"""Reads in a row before other connections have their turn: at most 2 MiB, some 0.6 ms."""
+
+SPLICES_A_TURN: Final = 4
+"""The same for splices, of up to PIPE_SIZE each."""
+
+PIPE_SIZE: Final = 1024 * 1024
+"""Bytes; what an unprivileged process may ask for by default (pipe-max-size, proc(5))."""
+
+MAX_PIPES: Final = 32
+"""Half of the 64 large pipes that a user may have (pipe-user-pages-soft, pipe(7))."""
+
+HALF_CLOSED_IDLE: Final = 600.0
+"""Seconds without a byte after one direction has ended."""
+
+_HALF_CLOSED_SWEEP: Final = 15.0
+
+FLOWING: Final = 0
+FINISHED: Final = 1
+SEVERED: Final = 2
+OVER: Final = 3
+"""How far a direction is: it goes on, its end of stream was passed on, it was given up, or the
+whole connection has been closed."""
+
+_SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+
+class Pipe:
+    """A pipe and how many bytes are in it."""
+
+    __slots__ = ("held", "read", "size", "write")
+
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.held = 0
+        try:
+            self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        except OSError:
+            self.size = fcntl.fcntl(self.write, fcntl.F_GETPIPE_SZ)
+
+    def close(self) -> None:
+        os.close(self.read)
+        os.close(self.write)
+
+
+class Pipes:
+    """The pipes of the process: at most MAX_PIPES, made when first needed."""
+
+    __slots__ = ("_count", "_idle")
+
+    def __init__(self) -> None:
+        self._idle: list[Pipe] = []
+        self._count = 0
+
+    def take(self) -> Pipe | None:
+        """Give an empty pipe, or None where none is to be had: then copy."""
+        if self._idle:
+            return self._idle.pop()
+        if self._count >= MAX_PIPES:
+            return None
+        try:
+            pipe = Pipe()
+        except OSError:
+            return None
+        if pipe.size < BULK:
+            pipe.close()
+            return None
+        self._count += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe) -> None:
+        """Take a pipe back: kept if it is empty, else closed with what is in it."""
+        if pipe.held:
+            pipe.close()
+            self._count -= 1
+        else:
+            self._idle.append(pipe)
+
+    def close(self) -> None:
+        for pipe in self._idle:
+            pipe.close()
+        self._count -= len(self._idle)
+        self._idle.clear()
+
+
+class Relay:
+    """What all relayed connections of a process share.
+
+    ``ended`` is called once for every connection, with its client's end, one word for how it
+    ended, the bytes that went to the client, and whether the client may still be sending; it owns
+    the client's socket from then on, the backend's is closed.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        ended: "Callable[[ClientEnd, str, int, bool], None]",
+        clock: Callable[[], float],
+        later: Later,
+    ) -> None:
+        self.poller = poller
+        self.buffer = bytearray(BUFFER_SIZE)
+        self.view = memoryview(self.buffer)
+        self.pipes = Pipes()
+        self.half_closed: dict[ClientEnd, tuple[int, float]] = {}
+        self._ended = ended
+        self._clock = clock
+        self._half_closed_sweep = Sweep(later, _HALF_CLOSED_SWEEP, self.sweep)
+
+    def join(
+        self, client: SocketType, backend: SocketType, record: object, *, watched: bool
+    ) -> "ClientEnd":
+        """Start relaying between two connected sockets, both handed over.
+
+        ``watched`` says that the poller has the client already; then its events up to now are
+        gone, and it must be pumped.
+        """
+        client_end = ClientEnd(self, client)
+        backend_end = BackendEnd(self, backend)
+        client_end.peer = backend_end
+        backend_end.peer = client_end
+        client_end.record = record
+        if watched:
+            self.poller.replace(client.fileno(), client_end)
+        else:
+            self.poller.watch(client.fileno(), client_end)
+        self.poller.watch(backend.fileno(), backend_end)
+        return client_end
+
+    def half_close(self, client: "ClientEnd") -> None:
+        """Note that one direction of the connection has ended."""
+        self.half_closed[client] = (client.moved + client.peer.moved, self._clock())
+        self._half_closed_sweep.wake()
+
+    def sweep(self) -> bool:
+        """End half-closed connections that have been idle; say whether any are left."""
+        now = self._clock()
+        for client, (seen, since) in list(self.half_closed.items()):
+            moved = client.moved + client.peer.moved
+            if moved != seen:
+                self.half_closed[client] = (moved, now)
+            elif now - since >= HALF_CLOSED_IDLE:
+                self.end(client, "idle")
+        return bool(self.half_closed)
+
+    def end(self, client: "ClientEnd", how: str) -> None:
+        """Close the backend's side and hand the client's on."""
+        backend = client.peer
+        sending = client.ended != FINISHED and how != ClientEnd.GONE
+        self.half_closed.pop(client, None)
+        for end in (client, backend):
+            end.reading = False
+            end.ended = OVER
+            end.unsent = None
+            if end.pipe is not None:
+                self.pipes.give_back(end.pipe)
+                end.pipe = None
+        self.poller.forget(backend.socket.fileno())
+        backend.socket.close()
+        # The two ends hold each other; without this they would wait for the garbage collector.
+        del client.peer, backend.peer
+        self._ended(client, how, backend.moved, sending)
+
+
+class End:
+    """One end of a relayed connection, and the direction that leads away from it.
+
+    ``moved`` counts the bytes read here and taken by the peer, ``unsent`` or ``pipe`` holds those
+    that it has not taken yet, ``reading`` says that we may read here now, ``ended`` how far this
+    direction is, ``bulk`` counts large reads in a row.
+    """
+
+    __slots__ = ("bulk", "ended", "moved", "peer", "pipe", "reading", "relay", "socket", "unsent")
+
+    peer: "End"
+
+    COUNTS_BULK = 0
+    """1 where bulk transfers from this end are worth splicing."""
+
+    GONE = "reset"
+    """How the log calls a connection that this end has reset."""
+
+    def __init__(self, relay: Relay, socket: SocketType) -> None:
+        self.relay = relay
+        self.socket = socket
+        self.moved = 0
+        self.unsent: bytes | None = None
+        self.pipe: Pipe | None = None
+        self.reading = True
+        self.ended = FLOWING
+        self.bulk = 0
+
+    def client(self) -> "ClientEnd":
+        """Give the client's end of this connection."""
+        raise NotImplementedError
+
+    def failed(self) -> None:
+        """Act on an error of this socket while we were not reading it."""
+        raise NotImplementedError
+
+    # What the poller calls.
+
+    def ready(self, mask: int) -> None:
+        if mask == READ:
+            if self.reading:
+                self.pump(to_the_end=False)
+            return
+        if mask & WRITE:
+            peer = self.peer
+            if peer.unsent is not None or peer.pipe is not None:
+                peer.flush()
+        if self.reading:
+            if mask & ~WRITE:
+                self.pump(to_the_end=mask & HANG_UP != 0)
+        # An event may be stale; the socket itself knows.
+        elif mask & ERROR and self.ended != OVER and self.socket.getsockopt(SOL_SOCKET, SO_ERROR):
+            self.failed()
+
+    def resume(self) -> None:
+        if self.reading:
+            self.pump(to_the_end=True)
+
+    def abandon(self) -> None:
+        if self.ended != OVER:
+            self.relay.end(self.client(), "fault")
+
+    # The direction away from this end.
+
+    def pump(self, *, to_the_end: bool) -> None:
+        """Move what has arrived here to the peer, until nothing is left or the peer is full.
+
+        A read that did not fill the buffer has emptied the socket: whatever comes later is a new
+        event. Not so where the end of the stream was told (``to_the_end``): no event follows it.
+        """
+        if self.bulk > 1:
+            self.splice(to_the_end=to_the_end)
+            return
+        relay = self.relay
+        receive = self.socket.recv_into
+        send = self.peer.socket.send
+        for _ in range(CHUNKS_A_TURN):
+            try:
+                size = receive(relay.buffer, 0, MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.broken()
+                return
+            if not size:
+                self.finish()
+                return
+            try:
+                sent = send(relay.view[:size], MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.sever()
+                return
+            self.moved += sent
+            if sent < size:
+                self.hold(bytes(relay.view[sent:size]))
+                return
+            if size < BULK:
+                self.bulk = 0
+                if not to_the_end:
+                    return
+            else:
+                self.bulk += self.COUNTS_BULK
+                if size < BUFFER_SIZE and not to_the_end:
+                    return
+                if self.bulk > 1:
+                    break
+        relay.poller.again(self)
+
+    def splice(self, *, to_the_end: bool) -> None:
+        """Do as ``pump`` does, through a pipe; go back to copying when it gets small."""
+        relay = self.relay
+        pipe = relay.pipes.take()
+        if pipe is None:
+            self.bulk = 0
+            self.pump(to_the_end=to_the_end)
+            return
+        source, target = self.socket.fileno(), self.peer.socket.fileno()
+        # splice(2) heeds the O_NONBLOCK of a socket, not SPLICE_F_NONBLOCK alone.
+        os.set_blocking(source, False)
+        for _ in range(SPLICES_A_TURN):
+            try:
+                size = os.splice(source, pipe.write, pipe.size, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                relay.pipes.give_back(pipe)
+                return
+            except OSError:
+                relay.pipes.give_back(pipe)
+                self.broken()
+                return
+            if not size:
+                relay.pipes.give_back(pipe)
+                self.finish()
+                return
+            pipe.held = size
+            if not self.drain(pipe, target):
+                return
+            if size < BULK:
+                self.bulk = 0
+                break
+        relay.pipes.give_back(pipe)
+        relay.poller.again(self)
+
+    def drain(self, pipe: Pipe, target: int) -> bool:
+        """Splice a pipe into the peer; say whether it is empty. Else the pipe is kept or gone."""
+        try:
+            while pipe.held:
+                sent = os.splice(pipe.read, target, pipe.held, flags=_SPLICE_FLAGS)
+                pipe.held -= sent
+                self.moved += sent
+        except OSError as error:
+            self.pipe = pipe
+            if error.errno != EAGAIN:
+                self.sever()
+            elif self.reading:
+                self.reading = False
+                self.relay.poller.await_write(target, write=True)
+            return False
+        return True
+
+    def hold(self, unsent: bytes) -> None:
+        """Keep what the peer did not take, and read no more until it has."""
+        self.unsent = unsent
+        self.reading = False
+        self.relay.poller.await_write(self.peer.socket.fileno(), write=True)
+
+    def flush(self) -> None:
+        """Give the peer more of what it had not taken; read on when it has taken all."""
+        target = self.peer.socket
+        if self.pipe is not None:
+            if not self.drain(self.pipe, target.fileno()):
+                return
+            self.relay.pipes.give_back(self.pipe)
+            self.pipe = None
+        elif self.unsent is not None:
+            try:
+                sent = target.send(self.unsent, MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.sever()
+                return
+            self.moved += sent
+            if sent < len(self.unsent):
+                self.unsent = self.unsent[sent:]
+                return
+            self.unsent = None
+        self.relay.poller.await_write(target.fileno(), write=False)
+        self.reading = True
+        # The events that came meanwhile were passed over.
+        self.pump(to_the_end=True)
+
+    # The ends of this direction, and of the connection.
+
+    def finish(self) -> None:
+        """Pass the end of the stream on; the connection ends with its second direction."""
+        self.reading = False
+        self.ended = FINISHED
+        peer = self.peer
+        if peer.ended:
+            self.relay.end(self.client(), "closed")
+            return
+        try:
+            peer.socket.shutdown(SHUT_WR)
+        except OSError:
+            # Nothing can reach the peer any more, but what it sent before can still be read.
+            self.sever()
+            return
+        self.relay.half_close(self.client())
+
+    def sever(self) -> None:
+        """Give this direction up: the peer takes nothing any more.
+
+        What the peer wrote before it went away is still passed on, up to its end.
+        """
+        peer = self.peer
+        self.reading = False
+        self.ended = SEVERED
+        self.unsent = None
+        if self.pipe is not None:
+            self.relay.pipes.give_back(self.pipe)
+            self.pipe = None
+        if peer.ended:
+            self.relay.end(self.client(), peer.GONE)
+            return
+        self.relay.half_close(self.client())
+        if peer.reading:
+            peer.pump(to_the_end=True)
+
+    def broken(self) -> None:
+        """End both directions: reading has failed, after all that had arrived was passed on."""
+        self.relay.end(self.client(), self.GONE)
+
+
+class ClientEnd(End):
+    """The client's end. ``record`` is what the log wants to know when the connection ends."""
+
+    __slots__ = ("record",)
+
+    COUNTS_BULK = 1
+    GONE = "reset_by_client"
+
+    record: object
+
+    def client(self) -> "ClientEnd":
+        return self
+
+    def failed(self) -> None:
+        """End both directions at once: there is nobody to deliver to."""
+        self.relay.end(self, self.GONE)
+
+
+class BackendEnd(End):
+    """The backend's end."""
+
+    __slots__ = ()
+
+    GONE = "reset_by_backend"
+
+    def client(self) -> ClientEnd:
+        return cast(ClientEnd, self.peer)
+
+    def failed(self) -> None:
+        """Give up the direction to the backend: what it wrote before still reaches the client."""
+        if not self.peer.ended:
+            self.peer.sever()

@@ -1,0 +1,1 @@
+"""The resolver: host name to backend."""

@@ -1,0 +1,94 @@
+"""The hosts directory: from a host name to a connected backend.
+
+The working directory of the process is the hosts directory, opened once at the start; everything
+below it is looked up afresh for every connection, so that the file system is the configuration.
+Nothing in it is ever opened: a socket is connected to, two file names are asked for.
+
+Only this module touches paths, and only it says which failure of a look-up is which alert.
+"""
+
+import errno
+import os
+from socket import SocketType
+
+from sniproxy.parser.alert import Alert, Refusal
+from sniproxy.resolver import naming
+
+SUN_PATH = 107
+"""Bytes of a socket's path without its final NUL, unix(7)."""
+
+_UNKNOWN_HOST = {
+    errno.ENOENT: "no_such_host",
+    errno.ENOTDIR: "no_such_host",
+    errno.ENAMETOOLONG: "no_such_host",
+    errno.ELOOP: "link_loop",
+    errno.EACCES: "permission_denied",
+    errno.EPERM: "permission_denied",
+    errno.ECONNREFUSED: "nothing_listens",
+}
+
+DESCRIPTORS_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors that pass when others give back what they hold, accept(2) and socket(2)."""
+
+
+def refusal(error: OSError) -> Refusal:
+    """Sort a failed connect: an unknown host, or (``Alert.INTERNAL_ERROR``) a fault to warn of."""
+    reason = _UNKNOWN_HOST.get(error.errno or 0)
+    if reason is not None:
+        return Refusal(Alert.UNRECOGNIZED_NAME, reason)
+    return Refusal(Alert.INTERNAL_ERROR, "backend_fault")
+
+
+class Hosts:
+    """The hosts directory: the working directory at the time of the call."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._elsewhere = False
+
+    def fileno(self) -> int:
+        """Descriptor of the hosts directory: it can be entered, and neither read nor written."""
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def connect(self, host: str, backend: SocketType) -> None:
+        """Connect a non-blocking Unix stream socket to the backend of a canonical host name.
+
+        Raises OSError: BlockingIOError where the backend's accept queue is full (then nothing
+        ever tells that it has room again), anything else to be sorted by ``refusal``.
+        """
+        directory = naming.directory_name(host)
+        path = f"{directory}/{naming.SOCKET}"
+        if self._elsewhere:
+            self._return()
+        if len(path) <= SUN_PATH:
+            backend.connect(path)
+            return
+        # No address holds this path, so step into the directory. Nothing else of this process
+        # can run before we are back: there is one thread, and signals only set a flag.
+        os.chdir(directory)
+        self._elsewhere = True
+        try:
+            backend.connect(naming.SOCKET)
+        finally:
+            self._return()
+
+    def _return(self) -> None:
+        """Come back to the hosts directory, or else let no look-up happen anywhere else.
+
+        It fails where the right to enter has just been taken away: then every look-up fails,
+        with this OSError, until it succeeds.
+        """
+        os.fchdir(self._descriptor)
+        self._elsewhere = False
+
+    def proxy_version(self, host: str) -> int:
+        """Say which PROXY header the host wants: 2, 1, or 0 for none. The newer one wins."""
+        directory = naming.directory_name(host)
+        if os.access(f"{directory}/{naming.SEND_PROXY_V2}", os.F_OK):
+            return 2
+        if os.access(f"{directory}/{naming.SEND_PROXY_V1}", os.F_OK):
+            return 1
+        return 0
