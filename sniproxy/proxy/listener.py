@@ -44,7 +44,10 @@ class Listener:
     def __init__(self, listening: socket.socket, connections: Connections) -> None:
         self._socket = listening
         self._connections = connections
+        # As a plain number: the property converts it to an enumeration each time.
+        self._family = int(listening.family)
         self._batch = 1
+        self._last_turn = 0
         self._paused = False
         self._last_trouble = float("-inf")
         # Others may take what the poller told us of; a blocking accept would stop everything.
@@ -57,16 +60,22 @@ class Listener:
         connections.poller.watch_listener(listening.fileno(), self)
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a listening socket is only ever readable
-        """Accept a batch, larger each time that the queue outlasted the last."""
+        """Accept a batch, larger each time that the queue outlasted the last.
+
+        That it did is seen by being called in the very next turn; a try at an empty queue would
+        cost more than it tells.
+        """
+        turn = self._connections.poller.turn
+        self._batch = min(2 * self._batch, LARGEST_BATCH) if turn == self._last_turn + 1 else 1
+        self._last_turn = turn
         # The listening socket's own accept makes a socket.socket and its time-out with each call.
         accept = self._socket._accept  # type: ignore[attr-defined]
-        family = self._socket.family
+        family = self._family
         welcome = self._connections.welcome
         for _ in range(self._batch):
             try:
                 fd, address = accept()
             except BlockingIOError:
-                self._batch = 1
                 return
             except OSError as error:
                 if error.errno in _OF_ONE_CLIENT:
@@ -77,7 +86,6 @@ class Listener:
                 self._pause()
                 return
             welcome(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), address)
-        self._batch = min(2 * self._batch, LARGEST_BATCH)
 
     def _trouble(self, error: OSError) -> None:
         """Log an error of the system, once an episode."""

@@ -54,6 +54,8 @@ class Poller(selectors.BaseSelector):
         self._watchers: list[Watcher | None] = []
         self._unfinished: dict[Watcher, None] = {}
         self._fault = fault
+        self.turn = 0
+        """How often the poller has looked for events."""
 
     # The data plane.
 
@@ -102,6 +104,7 @@ class Poller(selectors.BaseSelector):
         """Serve the data plane's events; return the loop's own. ``timeout`` in seconds."""
         if self._unfinished or (timeout is not None and timeout < 0):
             timeout = 0
+        self.turn += 1
         of_the_loop: list[tuple[selectors.SelectorKey, int]] = []
         watchers = self._watchers
         for fd, mask in self._epoll.poll(timeout, _MAX_EVENTS):
