@@ -164,7 +164,7 @@ class Connections:
                 up += watcher.moved
                 down += watcher.peer.moved
         totals = self.totals
-        self.log.info(
+        self.log.reply(
             "totals",
             open=totals.open,
             accepted=totals.accepted,
@@ -235,7 +235,7 @@ class Arrival:
         self._socket = client
         self._watched = False
         self._parser: ClientHelloParser | None = ClientHelloParser()
-        self._received = b""
+        self._received: bytearray | None = None
         self._backend: SocketType | None = None
         self._pause = _FIRST_RETRY
         self.address = address
@@ -299,6 +299,8 @@ class Arrival:
             self.refuse(refused)
             return False
         if host is None:
+            if self._received is None:
+                self._received = bytearray()
             self._received += data
             return True
         self._settle()
@@ -314,7 +316,7 @@ class Arrival:
 
     # The backend.
 
-    def _connect(self, received: bytes | memoryview) -> None:
+    def _connect(self, received: bytearray | memoryview) -> None:
         """Try to reach the backend; ``received`` is every byte that the client has sent."""
         connections = self._connections
         while True:
@@ -334,7 +336,7 @@ class Arrival:
                 return
         self._forward(self._backend, received)
 
-    def _wait_for_room(self, received: bytes | memoryview, error: OSError) -> None:
+    def _wait_for_room(self, received: bytearray | memoryview, error: OSError) -> None:
         """Try again a little later, for as long as the connection may wait at all.
 
         A full accept queue answers EAGAIN, connect(2), and no event tells when it has room.
@@ -343,7 +345,8 @@ class Arrival:
         if connections.clock() >= self.accepted_at + PATIENCE:
             self._not_reached(error)
             return
-        self._received = bytes(received)
+        if received is not self._received:
+            self._received = bytearray(received)
         self._watch()
         connections.later(self._pause, self._retry)
         self._pause = min(2 * self._pause, _LONGEST_RETRY)
@@ -352,7 +355,7 @@ class Arrival:
         if self._socket.fileno() < 0:
             return
         try:
-            self._connect(self._received)
+            self._connect(self._received or bytearray())
         except Exception as error:  # one connection ends here, no more
             self._connections.fault(error)
             self.abandon()
@@ -365,7 +368,7 @@ class Arrival:
             )
         self.refuse(refused)
 
-    def _forward(self, backend: SocketType, received: bytes | memoryview) -> None:
+    def _forward(self, backend: SocketType, received: bytearray | memoryview) -> None:
         """Send the backend the PROXY header it wants and what came so far; start the relay."""
         connections = self._connections
         self._backend = None
@@ -380,7 +383,7 @@ class Arrival:
         except OSError:
             sent, gone = 0, True
         record = self if connections.log.connections else None
-        self._received = b""
+        self._received = None
         end = connections.relay.join(self._socket, backend, record, watched=self._watched)
         end.moved = max(0, sent - len(header))
         if gone:

@@ -109,7 +109,9 @@ class Listener:
         """Never called: what is left in the queue is a new event."""
 
     def abandon(self) -> None:
-        """Stay: an unexpected error of one accept ends nothing."""
+        """Go on after a pause: an unexpected error must neither end nor occupy the process."""
+        if not self._paused:
+            self._pause()
 
     def close(self) -> None:
         """Stop accepting and close our copy; the socket may live on elsewhere."""

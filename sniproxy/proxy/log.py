@@ -216,6 +216,10 @@ class Log:
         if self._level >= Level.INFO:
             self._log(Priority.INFO, event, fields)
 
+    def reply(self, event: str, **fields: object) -> None:
+        """Log what somebody has just asked for, whatever the level."""
+        self._log(Priority.INFO, event, fields)
+
     def connection(self, **fields: object) -> None:
         if self.connections:
             self._log(Priority.INFO, "connection", fields)

@@ -59,11 +59,14 @@ class Hosts:
         Raises OSError: BlockingIOError where the backend's accept queue is full (then nothing
         ever tells that it has room again), anything else to be sorted by ``refusal``.
         """
-        directory = naming.directory_name(host)
+        self.connect_to(naming.directory_name(host), backend)
+
+    def connect_to(self, directory: str, backend: SocketType) -> None:
+        """Do as ``connect`` does for the name of a directory in place of a host's."""
         path = f"{directory}/{naming.SOCKET}"
         if self._elsewhere:
             self._return()
-        if len(path) <= SUN_PATH:
+        if len(os.fsencode(path)) <= SUN_PATH:
             backend.connect(path)
             return
         # No address holds this path, so step into the directory. Nothing else of this process
@@ -86,7 +89,10 @@ class Hosts:
 
     def proxy_version(self, host: str) -> int:
         """Say which PROXY header the host wants: 2, 1, or 0 for none. The newer one wins."""
-        directory = naming.directory_name(host)
+        return self.proxy_version_of(naming.directory_name(host))
+
+    def proxy_version_of(self, directory: str) -> int:
+        """Do as ``proxy_version`` does for the name of a directory in place of a host's."""
         if os.access(f"{directory}/{naming.SEND_PROXY_V2}", os.F_OK):
             return 2
         if os.access(f"{directory}/{naming.SEND_PROXY_V1}", os.F_OK):

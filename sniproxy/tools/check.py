@@ -1,0 +1,237 @@
+"""``sniproxy-check``: what sniproxy makes of each entry of a hosts directory.
+
+It asks the same questions as the proxy, by the same code (``resolver``), as the user who runs it:
+run it as the proxy's user to see what that one may reach. Each backend is connected to once,
+without a byte.
+"""
+
+import argparse
+import dataclasses
+import errno
+import json
+import os
+import pwd
+import re
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Sequence
+
+from sniproxy import flavour
+from sniproxy.commands import version_line
+from sniproxy.parser.host_name import canonical
+from sniproxy.resolver import naming
+from sniproxy.resolver.hosts import Hosts
+from sniproxy.tools.listen import ListenError, become
+
+_HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+"""32 bytes in unpadded URL-safe base64."""
+
+_NOT_HOSTS = frozenset(
+    {"dev", "etc", "proc", "root", "run", "sniproxy", "sys", "tmp", "usr", "var"}
+)
+"""What a jail holds besides hosts; passed over where there is no socket in it."""
+
+_PEER_CREDENTIALS = struct.Struct("3i")
+
+_WRONG_TYPE = {errno.EPROTOTYPE, errno.ENOTSOCK}
+
+
+@dataclasses.dataclass(slots=True)
+class Finding:
+    """What is known of one entry. ``problems`` make it not well, ``notes`` do not."""
+
+    name: str
+    asked_for: bool = False
+    accepts: bool = False
+    backend_user: str | None = None
+    backend_pid: int | None = None
+    proxy_header: str = "none"
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def findings() -> list[Finding]:
+    """Look at every entry of the working directory, in the order of their names.
+
+    Raises OSError where the directory can't be read.
+    """
+    hosts = Hosts()
+    try:
+        return [_examine(name, hosts) for name in sorted(os.listdir(".")) if not _passed_over(name)]
+    finally:
+        hosts.close()
+
+
+def _passed_over(name: str) -> bool:
+    return name in _NOT_HOSTS and not os.path.lexists(f"{name}/{naming.SOCKET}")
+
+
+def _examine(name: str, hosts: Hosts) -> Finding:
+    finding = Finding(name)
+    _examine_name(finding)
+    for path in (name, f"{name}/{naming.SOCKET}"):
+        _examine_link(finding, path)
+    try:
+        is_directory = stat.S_ISDIR(os.stat(name).st_mode)
+    except OSError:
+        is_directory = True  # what is wrong with it is told by the connect
+    if not is_directory:
+        finding.problems.append("is not a directory: a host is a directory with a tls-socket")
+        return finding
+    _examine_socket(finding, hosts)
+    version = hosts.proxy_version_of(name)
+    finding.proxy_header = f"v{version}" if version else "none"
+    if version == 2 and os.access(f"{name}/{naming.SEND_PROXY_V1}", os.F_OK):
+        finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
+    return finding
+
+
+def _examine_name(finding: Finding) -> None:
+    """Say whether a client can ever ask for this entry."""
+    name = finding.name
+    if flavour.HASHED:
+        finding.asked_for = _HASH.fullmatch(name) is not None
+        if not finding.asked_for:
+            finding.problems.append(
+                "is not the hash of a host name: this is the hashed flavour, "
+                "sniproxy-hostname prints the name to use"
+            )
+        return
+    finding.asked_for = canonical(os.fsencode(name)) == name
+    if finding.asked_for:
+        return
+    from sniproxy.tools.hostname import InvalidNameError, to_ascii  # noqa: PLC0415
+
+    try:
+        finding.problems.append(f"is not canonical: rename it to {to_ascii(name)}")
+    except (InvalidNameError, UnicodeError):
+        finding.problems.append("can never be asked for: it is no host name")
+
+
+def _examine_link(finding: Finding, path: str) -> None:
+    """Follow symbolic links one by one, as far as they can be read."""
+    seen: set[str] = set()
+    while path not in seen:
+        seen.add(path)
+        try:
+            target = os.readlink(path)
+        except OSError:
+            return
+        if os.path.isabs(target):
+            relative = os.path.relpath(target, os.path.dirname(os.path.abspath(path)))
+            finding.problems.append(
+                f"{_shown(path)} is an absolute link: it leads elsewhere inside a chroot, "
+                f"use {_shown(relative)}"
+            )
+            return
+        path = os.path.normpath(os.path.join(os.path.dirname(path), target))
+        if path.startswith("../"):
+            finding.notes.append(f"a link leads out of the hosts directory: {_shown(path)}")
+            return
+
+
+def _examine_socket(finding: Finding, hosts: Hosts) -> None:
+    path = f"{finding.name}/{naming.SOCKET}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as backend:
+        try:
+            hosts.connect_to(finding.name, backend)
+        except BlockingIOError:
+            finding.accepts = True
+            finding.notes.append("the accept queue is full: the backend is busy or hangs")
+            return
+        except OSError as error:
+            finding.problems.append(_reason(path, error))
+            return
+        finding.accepts = True
+        size = _PEER_CREDENTIALS.size
+        credentials = backend.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        finding.backend_pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+        try:
+            finding.backend_user = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            finding.backend_user = str(uid)
+
+
+def _reason(path: str, error: OSError) -> str:
+    """Say what is wrong with a socket that could not be connected to."""
+    directory = os.path.dirname(path)
+    if error.errno == errno.ECONNREFUSED:
+        try:
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                return "tls-socket is no socket: the backend must make it"
+        except OSError:
+            pass
+        return "nothing listens on tls-socket: is the backend running?"
+    if error.errno in _WRONG_TYPE:
+        return "tls-socket is a socket of the wrong type: a stream socket is expected"
+    if error.errno == errno.ENOENT:
+        for link in (directory, path):
+            if os.path.islink(link):
+                return f"{_shown(os.path.basename(link))} is a dangling link"
+        return "there is no tls-socket"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return (
+            "permission denied: connecting takes x on the directory and w on the socket "
+            f"(as uid {os.geteuid()})"
+        )
+    if error.errno == errno.ELOOP:
+        return "the links lead in a circle"
+    return f"can't connect: {error.strerror or error}"
+
+
+def _shown(text: str) -> str:
+    """Escape what a terminal must not get to see."""
+    return text.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
+
+
+def _table(results: Sequence[Finding]) -> str:
+    width = max((len(_shown(result.name)) for result in results), default=0)
+    lines = []
+    for result in results:
+        state = "ok  " if not result.problems else "FAIL"
+        words = []
+        if result.accepts:
+            who = result.backend_user or "a busy backend"
+            words.append(f"accepts as {who}, PROXY header {result.proxy_header}")
+        words += result.problems + [f"note: {note}" for note in result.notes]
+        lines.append(f"{state} {_shown(result.name):{width}}  {'; '.join(words)}")
+    well = sum(not result.problems for result in results)
+    lines.append(f"{len(results)} hosts, {well} well, {len(results) - well} not")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sniproxy-check",
+        description="Say for each entry of a hosts directory whether sniproxy can serve it.",
+        epilog="Exit status: 0 if all is well, 1 if not, 2 for a usage error. "
+        "Manual: sniproxy-check(8).",
+    )
+    parser.add_argument("--version", action="version", version=version_line("sniproxy-check"))
+    parser.add_argument("--json", action="store_true", help="print an array of objects instead")
+    parser.add_argument("--user", help="look as this user, the proxy's (root only)")
+    parser.add_argument(
+        "directory", nargs="?", default=".", metavar="DIR", help="default: the working directory"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        os.chdir(options.directory)
+        if options.user is not None:
+            become(options.user)
+        results = findings()
+    except ListenError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{options.directory!a}: can't look into it: {error.strerror}")
+    if options.json:
+        text = json.dumps([dataclasses.asdict(result) for result in results], indent=2)
+    else:
+        text = _table(results)
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if any(result.problems for result in results) else 0

@@ -1,0 +1,157 @@
+"""``sniproxy-hostname``: the name of the directory in which a host's files are looked for.
+
+International names go through UTS #46 as in browsers: non-transitional, CheckBidi and CheckJoiners
+on, CheckHyphens off; instead of UseSTD3ASCIIRules the grammar of ``parser.host_name`` decides. The
+mapping, the bidi rule and the joiner rules are idna's; its IDNA 2008 code point classes are not
+used, since they exclude names that browsers ask for (emoji).
+"""
+
+import argparse
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import idna
+
+from sniproxy.commands import version_line
+from sniproxy.parser.host_name import MAX_LENGTH, canonical
+from sniproxy.resolver.naming import directory_name
+
+MAX_LABEL = 63
+"""Bytes: "Labels must be 63 characters or less" (RFC 1035 section 2.3.1)."""
+
+_ACE_PREFIX = "xn--"
+_RIGHT_TO_LEFT = {"R", "AL", "AN"}
+
+
+class InvalidNameError(ValueError):
+    """The text is no host name; says what is wrong with it."""
+
+
+def to_ascii(name: str) -> str:
+    """Give the A-label form of ``name``: lower case, without a trailing dot. Raises InvalidNameError."""
+    if not name:
+        raise InvalidNameError("is empty")
+    try:
+        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
+    except (idna.IDNAError, UnicodeError) as error:
+        raise InvalidNameError(f"has a character that no host name may have ({error})") from None
+    labels = mapped.removesuffix(".").split(".")
+    if "" in labels:
+        raise InvalidNameError("has an empty label: look for a dot at the start or two in a row")
+    shown = [_unicode_label(label) for label in labels]
+    if any(_is_right_to_left(label) for label in shown):
+        for label in shown:
+            _check_bidi(label)
+    ascii_name = ".".join(_ascii_label(label) for label in shown)
+    for label in ascii_name.split("."):
+        if len(label) > MAX_LABEL:
+            raise InvalidNameError(f"has a label of {len(label)} bytes: the DNS allows {MAX_LABEL}")
+    if len(ascii_name) > MAX_LENGTH:
+        raise InvalidNameError(f"is {len(ascii_name)} bytes long: at most {MAX_LENGTH} are allowed")
+    host = canonical(ascii_name.encode("ascii"))
+    if host is None:
+        raise InvalidNameError(
+            "has something other than a-z, 0-9, - and . or a label that starts with a hyphen"
+        )
+    return host
+
+
+def _unicode_label(label: str) -> str:
+    """Decode and validate one mapped label, UTS #46 sections 4 (step 4) and 4.1."""
+    if label.startswith(_ACE_PREFIX):
+        try:
+            decoded = label[len(_ACE_PREFIX) :].encode("ascii").decode("punycode")
+        except UnicodeError:
+            raise InvalidNameError(f"has a label that is no Punycode: {label!a}") from None
+        if not decoded or decoded.isascii() or _ascii_label(decoded) != label:
+            raise InvalidNameError(f"has a label that encodes nothing international: {label!a}")
+        try:
+            unchanged = idna.uts46_remap(decoded, std3_rules=False, transitional=False) == decoded
+        except (idna.IDNAError, UnicodeError):
+            unchanged = False
+        if not unchanged or "." in decoded:
+            raise InvalidNameError(f"has a label that decodes to something not allowed: {label!a}")
+        label = decoded
+    if label.isascii():
+        return label
+    if unicodedata.normalize("NFC", label) != label:
+        raise InvalidNameError(f"has a label that is not in normal form C: {label!a}")
+    if label.startswith(_ACE_PREFIX):
+        raise InvalidNameError(f"has a label that starts with xn-- and is not ASCII: {label!a}")
+    if unicodedata.category(label[0])[0] == "M":
+        raise InvalidNameError(f"has a label that starts with a combining mark: {label!a}")
+    for position, character in enumerate(label):
+        if character in "\u200c\u200d" and not _joins(label, position):
+            raise InvalidNameError(f"has a joiner where none may be: {label!a}")
+    return label
+
+
+def _joins(label: str, position: int) -> bool:
+    """Check a zero width (non-)joiner, RFC 5892 appendices A.1 and A.2."""
+    try:
+        return idna.valid_contextj(label, position)
+    except ValueError:
+        return False
+
+
+def _is_right_to_left(label: str) -> bool:
+    return any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in label)
+
+
+def _check_bidi(label: str) -> None:
+    """Check one label of a Bidi domain name, RFC 5893 section 2."""
+    try:
+        idna.check_bidi(label, check_ltr=True)
+    except idna.IDNABidiError as error:
+        raise InvalidNameError(f"mixes writing directions in {label!a}: {error}") from None
+
+
+def _ascii_label(label: str) -> str:
+    """Encode a label that is not ASCII by Punycode, RFC 3492."""
+    if label.isascii():
+        return label
+    try:
+        return _ACE_PREFIX + label.encode("punycode").decode("ascii")
+    except UnicodeError:
+        raise InvalidNameError(f"has a label that can't be encoded: {label!a}") from None
+
+
+def _names(arguments: Sequence[str]) -> Iterable[str]:
+    """Give the names of the command line, or of standard input, a line each; skip blank lines."""
+    if arguments:
+        yield from arguments
+        return
+    # readline, so that somebody who types names sees each answer at once.
+    for line in iter(sys.stdin.buffer.readline, b""):
+        name = line.strip().decode("utf-8", "surrogateescape")
+        if name:
+            yield name
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sniproxy-hostname",
+        description="Print the name of the directory that sniproxy looks for, one line a name.",
+        epilog="Exit status: 0 if all names are valid, 1 if not. Manual: sniproxy-hostname(1).",
+    )
+    parser.add_argument("--version", action="version", version=version_line("sniproxy-hostname"))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="host names; without any, read standard input"
+    )
+    status = 0
+    try:
+        for name in _names(parser.parse_args(arguments).names):
+            try:
+                sys.stdout.write(directory_name(to_ascii(name)) + "\n")
+                sys.stdout.flush()
+            except InvalidNameError as error:
+                status = 1
+                sys.stderr.write(f"sniproxy-hostname: {name!a} {error}\n")
+                sys.stderr.flush()
+    except BrokenPipeError:
+        # Nobody reads on; nor may the interpreter try to flush the rest at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    return status

@@ -1,0 +1,160 @@
+"""``sniproxy-listen``: bind, listen and become a command that takes the socket from there.
+
+For where no systemd, inetd or s6 does it: a container, a first try.
+"""
+
+import argparse
+import errno
+import fcntl
+import os
+import pwd
+import re
+import socket
+import sys
+from collections.abc import Sequence
+
+from sniproxy.commands import version_line
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
+
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)|(?P<any>\*?)):(?P<port>\d+)")
+_UNIX = "unix:"
+_FIRST_LISTEN_FD = 3
+
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
+
+
+class ListenError(ValueError):
+    """An address to listen on that can't be used; says why."""
+
+
+def is_address(word: str) -> bool:
+    """Say whether a word of the command line is an address rather than the command."""
+    return word.startswith(_UNIX) or _ADDRESS.fullmatch(word) is not None
+
+
+def listening_socket(address: str, backlog: int) -> socket.socket:
+    """Bind and listen. Raises ListenError. Numbers only: a static program resolves no names.
+
+    ``127.0.0.1:8443``, ``[::1]:8443``, ``:443`` or ``*:443`` (IPv6 and IPv4), ``unix:PATH``.
+    """
+    if address.startswith(_UNIX):
+        return _bound(socket.AF_UNIX, address.removeprefix(_UNIX), address, backlog)
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:
+        raise ListenError(f"{address!a}: expected ADDRESS:PORT with a port up to 65535")
+    port = int(match["port"])
+    family = socket.AF_INET if match["v4"] else socket.AF_INET6
+    host = match["v4"] or match["v6"] or "::"
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        raise ListenError(f"{address!a}: {host!a} is no IP address") from None
+    return _bound(family, (host, port), address, backlog)
+
+
+def _bound(family: int, where: tuple[str, int] | str, address: str, backlog: int) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Only the address of all interfaces takes IPv4 clients as well.
+            only = 0 if where[0] == "::" else 1
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        listening.bind(where)
+        listening.listen(backlog)
+    except OSError as error:
+        listening.close()
+        hints = {
+            errno.EADDRINUSE: "somebody else has it: stop that, or choose another",
+            errno.EACCES: "a port below 1024 or a protected directory needs more rights",
+            errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+        }
+        hint = hints.get(error.errno or 0, "")
+        reason = f"{error.strerror or error}" + (f" ({hint})" if hint else "")
+        raise ListenError(f"{address!a}: can't listen: {reason}") from None
+    return listening
+
+
+def pass_on(sockets: Sequence[socket.socket]) -> None:
+    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3)."""
+    if len(sockets) == 1:
+        os.dup2(sockets[0].fileno(), 0, inheritable=True)
+        return
+    # First out of the way of the numbers that they are going to have.
+    first_free = _FIRST_LISTEN_FD + len(sockets)
+    moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
+    for target, source in enumerate(moved, _FIRST_LISTEN_FD):
+        os.dup2(source, target, inheritable=True)
+    for one in sockets:
+        one.detach()
+    os.environ["LISTEN_FDS"] = str(len(sockets))
+    os.environ["LISTEN_PID"] = str(os.getpid())
+
+
+def become(user: str) -> None:
+    """Give up all rights but those of ``user``, a name or a number."""
+    try:
+        if user.isdecimal():
+            uid, gid = int(user), int(user)
+        else:
+            entry = pwd.getpwnam(user)
+            uid, gid = entry.pw_uid, entry.pw_gid
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+    except KeyError:
+        raise ListenError(f"--user {user!a}: there is no such user") from None
+    except OSError as error:
+        raise ListenError(f"--user {user!a}: {error.strerror} (only root may change)") from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="sniproxy-listen",
+        usage="sniproxy-listen [OPTION…] ADDRESS:PORT… [--] COMMAND [ARGUMENT…]",
+        description="Bind, listen, and run COMMAND with the socket as its standard input; several "
+        "sockets are passed as LISTEN_FDS.",
+        epilog="Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 and IPv4), unix:PATH. "
+        "Manual: sniproxy-listen(8).",
+    )
+    parser.add_argument("--version", action="version", version=version_line("sniproxy-listen"))
+    parser.add_argument("--backlog", type=int, default=BACKLOG, help="default: %(default)s")
+    parser.add_argument("--directory", help="change to this directory first")
+    parser.add_argument("--user", help="run COMMAND as this user, after binding")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    words = list(options.words)
+    addresses: list[str] = []
+    while words and is_address(words[0]):
+        addresses.append(words.pop(0))
+    if words[:1] == ["--"]:
+        words.pop(0)
+    if not addresses:
+        parser.error("no ADDRESS:PORT to listen on, such as 127.0.0.1:8443")
+    if not words:
+        parser.error("no COMMAND to run, such as sniproxy")
+    try:
+        sockets = [listening_socket(address, options.backlog) for address in addresses]
+        if options.directory is not None:
+            os.chdir(options.directory)
+        if options.user is not None:
+            become(options.user)
+    except ListenError as error:
+        sys.stderr.write(f"sniproxy-listen: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"sniproxy-listen: --directory {options.directory!a}: {error.strerror}\n")
+        return 1
+    pass_on(sockets)
+    try:
+        os.execvp(words[0], words)
+    except FileNotFoundError:
+        sys.stderr.write(f"sniproxy-listen: {words[0]!a}: no such command\n")
+        return _NOT_FOUND
+    except OSError as error:
+        sys.stderr.write(f"sniproxy-listen: {words[0]!a}: {error.strerror}\n")
+        return _NOT_EXECUTABLE
