@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sniproxy import __version__, flavour
+from sniproxy.version import version_line
 
 _USAGE = """\
 usage: sniproxy < LISTENING-SOCKET
@@ -27,11 +27,6 @@ Manual:         sniproxy(8), sniproxy-listen(8), sniproxy-check(8), sniproxy-hos
 
 USAGE_ERROR = 2
 FAILURE = 1
-
-
-def version_line(command: str) -> str:
-    """Name a command with its version and flavour."""
-    return f"{command} {__version__} ({'hashed' if flavour.HASHED else 'plain'})"
 
 
 def run_sniproxy(arguments: Sequence[str]) -> int:

@@ -66,7 +66,7 @@ class Hosts:
         path = f"{directory}/{naming.SOCKET}"
         if self._elsewhere:
             self._return()
-        if len(os.fsencode(path)) <= SUN_PATH:
+        if len(path) <= SUN_PATH:
             backend.connect(path)
             return
         # No address holds this path, so step into the directory. Nothing else of this process

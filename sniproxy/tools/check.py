@@ -19,11 +19,11 @@ import sys
 from collections.abc import Sequence
 
 from sniproxy import flavour
-from sniproxy.commands import version_line
 from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.tools.listen import ListenError, become
+from sniproxy.version import version_line
 
 _HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 """32 bytes in unpadded URL-safe base64."""

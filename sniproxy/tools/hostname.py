@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 
 import idna
 
-from sniproxy.commands import version_line
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 from sniproxy.resolver.naming import directory_name
+from sniproxy.version import version_line
 
 MAX_LABEL = 63
 """Bytes: "Labels must be 63 characters or less" (RFC 1035 section 2.3.1)."""
@@ -30,7 +30,7 @@ class InvalidNameError(ValueError):
 
 
 def to_ascii(name: str) -> str:
-    """Give the A-label form of ``name``: lower case, without a trailing dot. Raises InvalidNameError."""
+    """Give the A-labels of ``name`` without a trailing dot. Raises InvalidNameError."""
     if not name:
         raise InvalidNameError("is empty")
     try:

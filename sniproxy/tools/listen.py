@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from sniproxy.commands import version_line
+from sniproxy.version import version_line
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
