@@ -1,0 +1,143 @@
+"""The program from outside: start it on a socket, put backends into its hosts directory."""
+
+import base64
+import hashlib
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+TIMEOUT = 20
+"""Seconds after which a peer of a broken program gives up."""
+
+
+def commands(option: str | None) -> list[str]:
+    """Give the command that starts sniproxy."""
+    return shlex.split(option) if option else [sys.executable, "-m", "sniproxy"]
+
+
+class Proxy:
+    """A running sniproxy, its hosts directory and its log."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        hosts: pathlib.Path,
+        listening: socket.socket,
+        environment: dict[str, str],
+        preexec: Callable[[], None] | None = None,
+    ) -> None:
+        self.hosts = hosts
+        self.listening = listening
+        self.log_path = hosts.parent / f"log-{id(self)}"
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("LISTEN_", "NOTIFY"))}
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=listening,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=hosts,
+                env=variables | environment,
+                preexec_fn=preexec,  # noqa: PLW1509 - no threads of ours are forked
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def directory(self, host: str) -> pathlib.Path:
+        path = self.hosts / directory_name(self.hashed, host)
+        path.mkdir(exist_ok=True)
+        return path
+
+    hashed = False
+
+    def connect(self) -> socket.socket:
+        client = socket.socket(self.listening.family, socket.SOCK_STREAM)
+        client.settimeout(TIMEOUT)
+        client.connect(self.listening.getsockname())
+        return client
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(TIMEOUT)
+
+    def ask(self, wire: bytes, *, end: bool = False) -> bytes:
+        """Send bytes on a new connection and read to the end of the answer."""
+        with self.connect() as client:
+            client.sendall(wire)
+            if end:
+                client.shutdown(socket.SHUT_WR)
+            return read_all(client)
+
+
+def directory_name(hashed: bool, host: str) -> str:
+    if not hashed:
+        return host
+    digest = hashlib.blake2s(host.encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def read_all(stream: socket.socket) -> bytes:
+    data = bytearray()
+    while chunk := stream.recv(1 << 20):
+        data += chunk
+    return bytes(data)
+
+
+def read_exactly(stream: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = stream.recv(size - len(data))
+        assert chunk, f"ended after {len(data)} of {size} bytes"
+        data += chunk
+    return bytes(data)
+
+
+def reset(stream: socket.socket) -> None:
+    """Close a TCP connection by a reset."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.close()
+
+
+class Backend:
+    """A listening Unix socket in a host's directory; tests accept from it by hand."""
+
+    def __init__(self, directory: pathlib.Path, backlog: int = 100) -> None:
+        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listening.settimeout(TIMEOUT)
+        # Bound by a short name: the path may be longer than an address.
+        here = os.open(".", os.O_PATH)
+        try:
+            os.chdir(directory)
+            self.listening.bind("tls-socket")
+        finally:
+            os.fchdir(here)
+            os.close(here)
+        self.listening.listen(backlog)
+        self.accepted: list[socket.socket] = []
+
+    def accept(self) -> socket.socket:
+        stream, _ = self.listening.accept()
+        stream.settimeout(TIMEOUT)
+        self.accepted.append(stream)
+        return stream
+
+    def close(self) -> None:
+        self.listening.close()
+        for stream in self.accepted:
+            stream.close()
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread

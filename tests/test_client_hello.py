@@ -1,0 +1,328 @@
+"""The parser: whole, byte by byte, every prefix, any cut, and against a second implementation."""
+
+import itertools
+import ssl
+import sys
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sniproxy.parser import client_hello
+from sniproxy.parser.alert import Alert, Refusal
+from sniproxy.parser.client_hello import ClientHelloParser
+from tests.hello import extension, hello, message, records, server_name
+
+Outcome = str | tuple[int, int] | None
+
+# A whole hello for the host a.
+FIXTURE = bytes.fromhex(
+    "16 0301 0039"  # handshake record, 57 bytes
+    "01 000035"  # ClientHello, 53 bytes
+    "0303" + "55" * 32 +  # legacy_version, random
+    "00"  # no session id
+    "0002 1301"  # one cipher suite
+    "01 00"  # null compression
+    "000a"  # extensions, 10 bytes
+    "0000 0006 0004 00 0001 61"  # server_name: list, host_name, "a"
+)  # fmt: skip
+
+
+def parse(*pieces: bytes) -> Outcome:
+    """Give the host name, the alert, or None for "needs more"."""
+    parser = ClientHelloParser()
+    try:
+        for piece in pieces:
+            host = parser.feed(piece)
+            if host is not None:
+                return host
+    except Refusal as refused:
+        return (refused.alert, 0)
+    return None
+
+
+def alert(number: int) -> Outcome:
+    return (number, 0)
+
+
+class ShortError(Exception):
+    """The reference needs more bytes."""
+
+
+def reference(wire: bytes) -> Outcome:
+    """Parse a whole prefix by the rules of the specification, plainly and from the start."""
+    handshake = b""
+    at = 0
+    broken = None
+    while at < len(wire):
+        if wire[at] != 22:
+            broken = 10
+            break
+        if len(wire) < at + 5:
+            break
+        length = int.from_bytes(wire[at + 3 : at + 5], "big")
+        if length > 2**14:
+            broken = 22
+            break
+        if length == 0:
+            broken = 50
+            break
+        handshake += wire[at + 5 : at + 5 + length]
+        at += 5 + length
+    try:
+        return reference_handshake(handshake)
+    except ShortError:
+        return None if broken is None else (broken, 0)
+
+
+def reference_handshake(data: bytes) -> Outcome:
+    position = 0
+
+    def number(size: int, end: int | None) -> int:
+        nonlocal position
+        if end is not None and position + size > end:
+            raise Refusal(Alert.DECODE_ERROR, "")
+        if position + size > len(data):
+            raise ShortError
+        position += size
+        return int.from_bytes(data[position - size : position], "big")
+
+    def skip(size: int, end: int) -> None:
+        nonlocal position
+        if position + size > end:
+            raise Refusal(Alert.DECODE_ERROR, "")
+        position += size
+
+    try:
+        if number(1, None) != 1:
+            return (10, 0)
+        end = number(3, None)
+        end += position
+        skip(34, end)
+        skip(number(1, end), end)
+        skip(number(2, end), end)
+        skip(number(1, end), end)
+        if position == end:
+            return (112, 0)
+        if number(2, end) != end - position:
+            return (50, 0)
+        while position < end:
+            kind = number(2, end)
+            size = number(2, end)
+            if kind != 0:
+                skip(size, end)
+                continue
+            if position + size > end:
+                return (50, 0)
+            end = position + size
+            if number(2, end) != end - position:
+                return (50, 0)
+            while position < end:
+                name_type = number(1, end)
+                size = number(2, end)
+                start = position
+                skip(size, end)
+                if name_type == 0:
+                    if position > len(data):
+                        raise ShortError
+                    return reference_name(data[start:position])
+            return (112, 0)
+    except Refusal as refused:
+        return (refused.alert, 0)
+    return (112, 0)
+
+
+def reference_name(name: bytes) -> Outcome:
+    text = name.decode("latin-1").lower()
+    letters = set("abcdefghijklmnopqrstuvwxyz0123456789-.")
+    labels = text.split(".")
+    if not 1 <= len(name) <= 254 or not set(text) <= letters:
+        return (112, 0)
+    if any(not label or label.startswith("-") for label in labels):
+        return (112, 0)
+    return text
+
+
+def test_fixture() -> None:
+    assert parse(FIXTURE) == "a"
+
+
+def real_hello(name: str) -> bytes:
+    """Have OpenSSL make a hello."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    output = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), output, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return output.read()
+
+
+def test_real_client_whole_and_byte_by_byte() -> None:
+    wire = real_hello("WWW.Example.com")
+    assert parse(wire) == "www.example.com"
+    assert parse(*(wire[at : at + 1] for at in range(len(wire)))) == "www.example.com"
+
+
+def test_every_prefix_of_a_real_hello_needs_more_or_is_decided() -> None:
+    wire = real_hello("www.example.com")
+    outcomes = [parse(wire[:size]) for size in range(len(wire) + 1)]
+    decided = outcomes.index("www.example.com")
+    assert outcomes[:decided] == [None] * decided
+    assert set(outcomes[decided:]) == {"www.example.com"}
+    # Decided before the rest of the hello has arrived.
+    assert decided < len(wire)
+
+
+def test_every_split() -> None:
+    wire = hello("a.example")
+    for at in range(len(wire)):
+        assert parse(wire[:at], wire[at:]) == "a.example"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 17, 100])
+def test_fragmented_records(size: int) -> None:
+    assert parse(hello("a.example", record=size, padding=500)) == "a.example"
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (b"G", 10),
+        (b"\x15\3\3\0\2\2\x28", 10),
+        (b"\x16\3\1\0\0", 50),
+        (b"\x16\3\1\x40\1", 22),
+        (b"\x16\3\1\0\1\2", 10),
+        (hello("a")[:5] + b"\2", 10),
+        (records(message(server_name((0, b"a"))), 20)[:25] + b"\x14\3\3\0\1\1", 10),
+        (records(message(server_name((0, b"a"))), 20)[:25] + b"\x16\3\3\0\0", 50),
+        (records(message(None)), 112),
+        (records(message(b"")), 112),
+        (records(message(extension(16, b"abc"))), 112),
+        (records(message(server_name())), 112),
+        (records(message(server_name((1, b"abc")))), 112),
+        (records(message(extension(0, b""))), 50),
+        (records(message(extension(0, b"\0\4\0\0\1"))), 50),
+        (records(message(extension(0, b"\0\4\0\0\1ab"))), 50),
+        (records(message(extension(0, b"\0\4\0\0\2a"))), 50),
+        (records(message(b"\0\0\0\xff\0")), 50),
+        (records(message(b"\0\1\0")), 50),
+        (records(b"\1\0\0\x0a" + bytes(10)), 50),
+        (records(b"\1\0\0\x24" + bytes(34) + b"\xff\0"), 50),
+        (hello("a_b"), 112),
+        (hello("."), 112),
+        (hello(".."), 112),
+        (hello("a/b"), 112),
+        (hello("a\0b"), 112),
+        (hello("a."), 112),
+        (hello("-a"), 112),
+        (hello("a.-b"), 112),
+        (hello("[::1]"), 112),
+        (hello("a:443"), 112),
+        (hello(""), 112),
+        (hello("b\xfccher"), 112),
+        (hello("a" * 255), 112),
+    ],
+)
+def test_refusals(wire: bytes, expected: int) -> None:
+    assert parse(wire) == alert(expected)
+    assert parse(*(wire[at : at + 1] for at in range(len(wire)))) == alert(expected)
+
+
+def test_other_name_types_are_skipped_and_the_first_host_name_counts() -> None:
+    wire = records(message(server_name((7, b"\xff"), (0, b"First"), (0, b"second"))))
+    assert parse(wire) == "first"
+    assert parse(hello("a" * 254)) == "a" * 254
+
+
+def test_end_of_stream() -> None:
+    parser = ClientHelloParser()
+    assert parser.finish().reason == "no_hello"
+    parser.feed(b"\x16")
+    assert parser.finish().alert == Alert.DECODE_ERROR
+    assert parser.finish().reason == "end_of_stream_in_hello"
+
+
+def test_wire_bytes_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_hello, "MAX_WIRE_BYTES", 100)
+    assert parse(hello("a.example", padding=500)[:100]) is None
+    assert parse(hello("a.example", padding=500)[:101]) == alert(50)
+
+
+def steps(wire: bytes) -> int:
+    """Count the lines that the parser runs for a hello fed byte by byte."""
+    count = 0
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        assert parse(*(wire[at : at + 1] for at in range(len(wire)))) == "a.example"
+    finally:
+        sys.settrace(None)
+    return count
+
+
+def test_byte_by_byte_costs_linear_time() -> None:
+    small, large = steps(hello("a.example", padding=2000)), steps(hello("a.example", padding=20000))
+    assert large < 11 * small
+
+
+names = st.from_regex(rb"[A-Za-z0-9_./-]{1,40}", fullmatch=True)
+extensions = st.lists(
+    st.one_of(
+        st.builds(extension, st.integers(0, 60), st.binary(max_size=30)),
+        st.builds(lambda name: server_name((0, name)), names),
+        st.builds(lambda kind, name: server_name((kind, name)), st.integers(0, 2), names),
+    ),
+    max_size=5,
+).map(b"".join)
+hellos = st.builds(
+    lambda parts, session, ciphers, size: records(
+        message(parts, session=session, ciphers=ciphers), size
+    ),
+    st.one_of(st.none(), extensions),
+    st.binary(max_size=32),
+    st.integers(0, 20),
+    st.integers(1, 200),
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """Change a few bytes of a well-formed hello, or cut it, or add to it."""
+    wire = bytearray(draw(hellos))
+    for _ in range(draw(st.integers(0, 3))):
+        wire[draw(st.integers(0, len(wire) - 1))] = draw(st.integers(0, 255))
+    cut = draw(st.integers(0, len(wire)))
+    return bytes(wire[:cut] if draw(st.booleans()) else wire) + draw(st.binary(max_size=8))
+
+
+@settings(max_examples=1500, deadline=None)
+@example(wire=b"\x16\3\1\0\1\1\x16")
+@given(wire=st.one_of(mutated(), st.binary(max_size=100)))
+def test_agrees_with_the_reference_on_every_prefix(wire: bytes) -> None:
+    parser = ClientHelloParser()
+    outcome: Outcome = None
+    for at in range(len(wire)):
+        if outcome is None:
+            try:
+                outcome = parser.feed(wire[at : at + 1])
+            except Refusal as refused:
+                outcome = (refused.alert, 0)
+        if at % 7 == 0 or outcome is not None:
+            assert outcome == reference(wire[: at + 1])
+        if outcome is not None:
+            break
+    assert parse(wire) == outcome
+
+
+@settings(max_examples=300, deadline=None)
+@given(wire=mutated(), cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_any_cut_gives_the_same(wire: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
+    pieces = [wire[a:b] for a, b in itertools.pairwise(edges)]
+    assert parse(*pieces) == parse(wire)
