@@ -16,7 +16,7 @@ class BuildFlavour(build_py):
         if wish not in {"", "0", "1"}:
             raise SystemExit(f"SNIPROXY_HASHED is {wish!r}: expected 1 (hashed) or 0 (plain)")
         if wish == "1" and self.editable_mode:
-            raise SystemExit("SNIPROXY_HASHED=1: an editable install is the checkout, which is plain")
+            raise SystemExit("SNIPROXY_HASHED=1: an editable install is always plain")
         if wish == "1":
             flag = pathlib.Path(self.build_lib, "sniproxy", "flavour.py")
             text = flag.read_text()

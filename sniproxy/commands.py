@@ -5,6 +5,7 @@ install has a script for each. Everything is imported only when it is called for
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,8 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     """Run the proxy; give the exit status."""
     if arguments:
         return _answer(arguments)
+    # Until the loop has taken the signals over, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
     from sniproxy.proxy.server import serve  # noqa: PLC0415
 

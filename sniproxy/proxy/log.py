@@ -7,6 +7,7 @@ asked by poll(2) first, a file never blocks. What does not fit waits in a bounde
 that, lines are dropped and counted.
 """
 
+import codecs
 import enum
 import errno
 import os
@@ -30,6 +31,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.:/@%+,\[\]-]+")
 _EPOCH = datetime(1970, 1, 1)  # naive on purpose: no zone is ever looked up
 _SYSLOG_SOCKET = "/dev/log"
 _FACILITY_DAEMON = 3 << 3
+
+# Now, and not when a line is to be written: by then there may be no descriptor left to import with.
+codecs.lookup("unicode_escape")
 
 
 class Priority(enum.IntEnum):
@@ -225,6 +229,12 @@ class Log:
             self._log(Priority.INFO, "connection", fields)
 
     def _log(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
+        try:
+            self._append(self._line(priority, event, fields))
+        except Exception:  # whatever it was, the proxy goes on
+            self.dropped += 1
+
+    def _line(self, priority: Priority, event: str, fields: Mapping[str, object]) -> bytes:
         words = [f"event={event}"]
         words += [f"{key}={field(value)}" for key, value in fields.items()]
         if self._prefixed:
@@ -233,7 +243,9 @@ class Log:
             now = _EPOCH + timedelta(seconds=self._clock())
             level = priority.name.lower()
             start = f"{now.isoformat(timespec='milliseconds')}Z level={level} "
-        line = (start + " ".join(words)).encode("ascii", "replace")[: MAX_LINE - 1] + b"\n"
+        return (start + " ".join(words)).encode("ascii", "replace")[: MAX_LINE - 1] + b"\n"
+
+    def _append(self, line: bytes) -> None:
         if len(self._backlog) >= MAX_BACKLOG:
             self.dropped += 1
             return

@@ -1,6 +1,7 @@
 """Fixtures of the end-to-end tests."""
 
 import pathlib
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -45,12 +46,13 @@ def start(
         return proxy
 
     yield begin
-    for proxy in running:
-        proxy.stop()
-        assert "Traceback" not in proxy.log
-        assert "unexpected_error" not in proxy.log
     for listening in sockets:
         listening.close()
+    for proxy in running:
+        # Two signals: at once, and without a word where the program has hardly started.
+        proxy.stop(signal.SIGTERM, signal.SIGHUP)
+        assert "Traceback" not in proxy.log
+        assert "unexpected_error" not in proxy.log
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import hashlib
 import os
 import pathlib
 import shlex
-import signal
 import socket
 import struct
 import subprocess
@@ -65,9 +64,10 @@ class Proxy:
         client.connect(self.listening.getsockname())
         return client
 
-    def stop(self, number: int = signal.SIGINT) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+    def stop(self, *numbers: int) -> int:
+        for number in numbers:
+            if self.process.poll() is None:
+                self.process.send_signal(number)
         return self.process.wait(TIMEOUT)
 
     def ask(self, wire: bytes, *, end: bool = False) -> bytes:
