@@ -36,6 +36,8 @@ _FLUSH = 0.1
 
 _STANDARD_ERROR = 2
 
+_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 class Server:
     """One process that proxies."""
@@ -74,6 +76,8 @@ class Server:
         try:
             loop.run_forever()
         finally:
+            # One more signal must not find the loop half closed: it would print a traceback.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             self._close_listeners()
             self._connections.report_refusals()
             self._log.info("exit", accepted=self._connections.totals.accepted)

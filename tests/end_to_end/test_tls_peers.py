@@ -1,0 +1,222 @@
+"""Real TLS clients reach real TLS servers by name through the proxy."""
+
+import pathlib
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import trustme
+
+from tests.end_to_end.harness import TIMEOUT, Proxy
+
+NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+def need(program: str, package: str) -> str:
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if path is None:
+        pytest.skip(f"{program} is missing: install {package}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+Serve = Callable[..., None]
+
+
+@pytest.fixture
+def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    running: list[subprocess.Popen[bytes]] = []
+    yield running
+    for process in running:
+        process.terminate()
+        process.wait(TIMEOUT)
+
+
+@pytest.fixture
+def nginx(
+    proxy: Proxy,
+    authority: trustme.CA,
+    ca_file: str,
+    tmp_path: pathlib.Path,
+    servers: list[subprocess.Popen[bytes]],
+) -> str:
+    """Serve web.example with nginx, which shows what it knows of the connection."""
+    program = need("nginx", "nginx-light")
+    directory = proxy.directory("web.example")
+    (directory / "send-proxy-v2").touch()
+    pem = tmp_path / "web.pem"
+    authority.issue_cert("web.example").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    text = "$ssl_protocol $proxy_protocol_addr $server_protocol $ssl_session_reused"
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(
+        f"""daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log {tmp_path}/error;
+        events {{}}
+        http {{ access_log off; client_body_temp_path {tmp_path}; proxy_temp_path {tmp_path};
+        fastcgi_temp_path {tmp_path}; uwsgi_temp_path {tmp_path}; scgi_temp_path {tmp_path};
+        server {{ listen unix:{directory}/tls-socket ssl http2 proxy_protocol;
+        ssl_certificate {pem}; ssl_certificate_key {pem}; ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_client_certificate {ca_file}; ssl_verify_client optional;
+        ssl_session_cache shared:s:1m;
+        location / {{ return 200 "nginx {text} $ssl_client_verify\\n"; }} }} }}"""
+    )
+    servers.append(subprocess.Popen([program, "-p", str(tmp_path), "-c", str(configuration)]))
+    wait_for_socket(directory / "tls-socket", servers[-1])
+    return "web.example"
+
+
+def wait_for_socket(path: pathlib.Path, process: subprocess.Popen[bytes]) -> None:
+    """Try until somebody listens."""
+    while process.poll() is None:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                return
+    pytest.fail(f"the server left with {process.returncode}")
+
+
+def curl(proxy: Proxy, ca_file: str, host: str, *options: str) -> str:
+    port = proxy.listening.getsockname()[1]
+    command = [need("curl", "curl"), "-sS", "--cacert", ca_file, *options]
+    command += ["--resolve", f"{host}:{port}:127.0.0.1", f"https://{host}:{port}/"]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=TIMEOUT
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--tls-max", "1.2"], "nginx TLSv1.2 127.0.0.1"),
+        (["--tlsv1.3", "--http2"], "nginx TLSv1.3 127.0.0.1 HTTP/2.0"),
+        (["--http1.1"], "HTTP/1.1"),
+    ],
+)
+def test_curl_and_nginx(
+    proxy: Proxy, nginx: str, ca_file: str, options: list[str], expected: str
+) -> None:
+    assert expected in curl(proxy, ca_file, nginx, *options)
+
+
+def test_client_certificate(
+    proxy: Proxy, nginx: str, ca_file: str, authority: trustme.CA, tmp_path: pathlib.Path
+) -> None:
+    pem = tmp_path / "client.pem"
+    identity = authority.issue_cert("client@web.example")
+    identity.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    assert curl(proxy, ca_file, nginx, "--cert", str(pem)).endswith("SUCCESS\n")
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_openssl_resumes_a_session(
+    proxy: Proxy, nginx: str, ca_file: str, tmp_path: pathlib.Path, version: str
+) -> None:
+    port = proxy.listening.getsockname()[1]
+    session = tmp_path / "session"
+    command = [need("openssl", "openssl"), "s_client", "-connect", f"127.0.0.1:{port}", version]
+    command += ["-servername", nginx, "-CAfile", ca_file, "-ign_eof"]
+    request = f"GET / HTTP/1.1\r\nHost: {nginx}\r\nConnection: close\r\n\r\n"
+    for option in ("-sess_out", "-sess_in"):
+        done = subprocess.run(
+            [*command, option, str(session)],
+            check=False,
+            input=request,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert "Verify return code: 0 (ok)" in done.stdout
+    assert "Reused, TLSv1" in done.stdout
+
+
+def test_gnutls_and_nginx(proxy: Proxy, nginx: str, ca_file: str) -> None:
+    command = [need("gnutls-cli", "gnutls-bin"), "--x509cafile", ca_file, "--sni-hostname", nginx]
+    command += [
+        "--verify-hostname",
+        nginx,
+        "-p",
+        str(proxy.listening.getsockname()[1]),
+        "127.0.0.1",
+    ]
+    request = f"GET / HTTP/1.1\r\nHost: {nginx}\r\nConnection: close\r\n\r\n"
+    done = subprocess.run(
+        command, check=False, input=request, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert "Handshake was completed" in done.stdout
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_haproxy_reads_the_header(
+    proxy: Proxy,
+    authority: trustme.CA,
+    ca_file: str,
+    tmp_path: pathlib.Path,
+    servers: list[subprocess.Popen[bytes]],
+    version: int,
+) -> None:
+    program = need("haproxy", "haproxy")
+    directory = proxy.directory("ha.example")
+    (directory / f"send-proxy-v{version}").touch()
+    pem = tmp_path / "ha.pem"
+    authority.issue_cert("ha.example").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    answer = "haproxy %[src] %[fc_pp_authority]"
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(
+        f"""defaults
+    mode http
+    timeout client 20s
+    timeout server 20s
+    timeout connect 5s
+frontend web
+    bind unix@{directory}/tls-socket accept-proxy ssl crt {pem}
+    http-request return status 200 content-type text/plain lf-string "{answer}"
+"""
+    )
+    servers.append(subprocess.Popen([program, "-db", "-q", "-f", str(configuration)]))
+    wait_for_socket(directory / "tls-socket", servers[-1])
+    # Only version 2 tells the name.
+    expected = "haproxy 127.0.0.1 " + ("ha.example" if version == 2 else "")
+    assert curl(proxy, ca_file, "ha.example").strip() == expected.strip()
+
+
+def test_alpn_of_acme_reaches_the_backend(
+    proxy: Proxy, authority: trustme.CA, ca_file: str
+) -> None:
+    """tls-alpn-01, RFC 8737: the backend sees "acme-tls/1" and chooses it."""
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("acme.example").configure_cert(server)
+    server.set_alpn_protocols(["acme-tls/1"])
+    path = proxy.directory("acme.example") / "tls-socket"
+    client_program = (
+        "import socket, ssl, sys\n"
+        "context = ssl.create_default_context(cafile=sys.argv[1])\n"
+        "context.set_alpn_protocols(['acme-tls/1'])\n"
+        "stream = socket.create_connection(('127.0.0.1', int(sys.argv[2])), 20)\n"
+        "with context.wrap_socket(stream, server_hostname='acme.example') as client:\n"
+        "    print(client.selected_alpn_protocol())\n"
+    )
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.settimeout(TIMEOUT)
+        port = str(proxy.listening.getsockname()[1])
+        client = subprocess.Popen(
+            [sys.executable, "-c", client_program, ca_file, port], stdout=subprocess.PIPE
+        )
+        stream, _ = listening.accept()
+        with server.wrap_socket(stream, server_side=True) as tls:
+            assert tls.selected_alpn_protocol() == "acme-tls/1"
+            assert client.communicate(timeout=TIMEOUT)[0] == b"acme-tls/1\n"
