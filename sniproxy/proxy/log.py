@@ -60,6 +60,9 @@ class Sink(Protocol):
 
     def write(self, lines: bytes) -> None: ...
 
+    def close(self) -> None:
+        """Close what the sink has opened itself, not where the lines go."""
+
 
 class SocketSink:
     """A stream socket, such as the journal's."""
@@ -74,6 +77,9 @@ class SocketSink:
         if sent < len(lines):
             # The rest of a line that was begun: the next line still starts on its own.
             raise OSError(errno.EMSGSIZE, "a line was cut short")
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class PipeSink:
@@ -96,6 +102,10 @@ class PipeSink:
             os.read(self._read, len(lines))
             raise
 
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
 
 class TerminalSink:
     """A terminal, which somebody may have stopped with Ctrl-S."""
@@ -112,6 +122,9 @@ class TerminalSink:
             raise BlockingIOError(errno.EAGAIN, "the terminal is stopped")
         os.write(self._fd, lines)
 
+    def close(self) -> None:
+        pass
+
 
 class FileSink:
     """A regular file, or a device that takes everything."""
@@ -123,6 +136,9 @@ class FileSink:
 
     def write(self, lines: bytes) -> None:
         os.write(self._fd, lines)
+
+    def close(self) -> None:
+        pass
 
 
 class SyslogSink:
@@ -140,6 +156,9 @@ class SyslogSink:
         number = _FACILITY_DAEMON | int(priority[1:])
         self._socket.sendto(b"<%d>" % number + self._tag + text, self._path)
 
+    def close(self) -> None:
+        self._socket.close()
+
 
 class NullSink:
     """Nowhere."""
@@ -147,6 +166,9 @@ class NullSink:
     batch = MAX_BACKLOG
 
     def write(self, lines: bytes) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -219,6 +241,11 @@ class Log:
     def info(self, event: str, **fields: object) -> None:
         if self._level >= Level.INFO:
             self._log(Priority.INFO, event, fields)
+
+    def close(self) -> None:
+        """Write what can still be written, and log no more."""
+        self.flush()
+        self._sink.close()
 
     def reply(self, event: str, **fields: object) -> None:
         """Log what somebody has just asked for, whatever the level."""

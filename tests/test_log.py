@@ -1,0 +1,124 @@
+"""The log can neither raise, nor block, nor kill."""
+
+import os
+import pathlib
+import socket
+
+import pytest
+
+from sniproxy.proxy.log import (
+    MAX_BACKLOG,
+    MAX_LINE,
+    FileSink,
+    Level,
+    Log,
+    PipeSink,
+    SocketSink,
+    SyslogSink,
+    field,
+    is_journal,
+    sink_of,
+)
+
+
+def test_fields_are_one_word() -> None:
+    assert field("a.example:443") == "a.example:443"
+    assert field('say "hi"\n\x1b') == '"say \\"hi\\"\\n\\x1b"'
+    assert field("") == '""'
+    assert field("é=1") == '"\\xe9=1"'
+
+
+def test_form_and_levels(tmp_path: pathlib.Path) -> None:
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        log = Log(sink_of(file.fileno()), Level.ERROR, clock=lambda: 86400.5)
+        log.info("start")
+        log.warning("backend_fault", host="a.example")
+        log.reply("totals", open=1)
+        prefixed = Log(FileSink(file.fileno()), prefixed=True)
+        prefixed.error("broken", what="x" * 9999)
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    time = b"1970-01-02T00:00:00.500Z"
+    assert lines[0] == time + b" level=warning event=backend_fault host=a.example\n"
+    assert lines[1] == time + b" level=info event=totals open=1\n"
+    assert lines[2].startswith(b"<3>event=broken what=xxx")
+    assert len(lines[2]) == MAX_LINE
+    assert lines[2].endswith(b"x\n")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_full_destination_drops_and_counts(kind: str) -> None:
+    if kind == "pipe":
+        read, write = os.pipe()
+    else:
+        one, other = socket.socketpair()
+        read, write = one.detach(), other.detach()
+    log = Log(sink_of(write))
+    called: list[int] = []
+    log.on_backlog = lambda: called.append(1)
+    for _ in range(20_000):
+        log.info("filler", text="x" * 50)
+    assert called
+    assert log.dropped > 0
+    data = b""
+    while not data.endswith(b"\n") or b"log_lines_dropped" not in data:
+        log.flush()
+        data += os.read(read, 1 << 20)
+    written = data.count(b"event=filler")
+    assert written >= MAX_BACKLOG
+    assert f"event=log_lines_dropped count={20_000 - written}\n".encode() in data
+    assert all(line.endswith(b"x" * 50) for line in data.splitlines() if b"filler" in line)
+    log.close()
+    os.close(read)
+    os.close(write)
+
+
+def test_a_reader_that_is_gone(tmp_path: pathlib.Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    log = Log(PipeSink(write))
+    log.info("lost")
+    assert log.dropped == 1
+    os.close(write)
+    log.info("lost")
+    assert log.dropped == 2
+    log.close()
+    with open("/dev/full", "wb", buffering=0) as full:
+        log = Log(sink_of(full.fileno()))
+        log.info("lost")
+        assert log.dropped == 1
+    log = Log(SyslogSink(str(tmp_path / "nobody")))
+    log.info("lost")
+    assert log.dropped == 1
+    log.close()
+
+
+def test_syslog(tmp_path: pathlib.Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(tmp_path / "log"))
+        log = Log(SyslogSink(str(tmp_path / "log")), prefixed=True)
+        log.warning("fault", host="a.b")
+        log.close()
+        expected = f"<28>sniproxy[{os.getpid()}]: event=fault host=a.b"
+        assert daemon.recv(1000).decode() == expected
+
+
+def test_journal_stream() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        status = os.fstat(one.fileno())
+        environment = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert is_journal(one.fileno(), environment)
+        assert not is_journal(other.fileno(), environment)
+        sink = sink_of(one.fileno())
+        assert isinstance(sink, SocketSink)
+        sink.close()
+
+
+def test_nothing_that_is_logged_raises() -> None:
+    class Bad:
+        def __str__(self) -> str:
+            raise ValueError
+
+    log = Log(FileSink(-1))
+    log.info("bad", what=Bad())
+    assert log.dropped == 1
