@@ -86,7 +86,7 @@ def test_a_reader_that_is_gone(tmp_path: pathlib.Path) -> None:
         log = Log(sink_of(full.fileno()))
         log.info("lost")
         assert log.dropped == 1
-    log = Log(SyslogSink(str(tmp_path / "nobody")))
+    log = Log(SyslogSink(str(tmp_path / "nobody")), prefixed=True)
     log.info("lost")
     assert log.dropped == 1
     log.close()
