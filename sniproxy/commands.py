@@ -23,7 +23,7 @@ LISTEN_FDS) is the listening socket. There are no options but these:
 
 Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
 Environment:    SNIPROXY_LOG=error|info|connections
-Manual:         sniproxy(8), sniproxy-listen(8), sniproxy-check(8), sniproxy-hostname(1)
+See also:       sniproxy-listen, sniproxy-check and sniproxy-hostname, each with --help
 """
 
 USAGE_ERROR = 2

@@ -32,7 +32,7 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     if passed["LISTEN_PID"] != str(os.getpid()) or passed["LISTEN_FDS"] in ("", "0"):
         raise NoListeningSocket(
             f"standard input is not a listening socket ({refusal}): start sniproxy from systemd, "
-            "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`; see sniproxy(8)"
+            "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`"
         )
     count = passed["LISTEN_FDS"]
     if not count.isdecimal():
@@ -43,7 +43,7 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
         if refusal is not None:
             raise NoListeningSocket(
                 f"LISTEN_FDS is {count}, but descriptor {fd} is not a listening socket "
-                f"({refusal}): pass stream sockets only (ListenStream=), see sniproxy(8)"
+                f"({refusal}): pass stream sockets only (ListenStream=)"
             )
     sockets = [_own(fd) for fd in descriptors]
     for fd in descriptors:

@@ -206,8 +206,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sniproxy-check",
         description="Say for each entry of a hosts directory whether sniproxy can serve it.",
-        epilog="Exit status: 0 if all is well, 1 if not, 2 for a usage error. "
-        "Manual: sniproxy-check(8).",
+        epilog="Exit status: 0 if all is well, 1 if not, 2 for a usage error. ",
     )
     parser.add_argument("--version", action="version", version=version_line("sniproxy-check"))
     parser.add_argument("--json", action="store_true", help="print an array of objects instead")

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sniproxy-hostname",
         description="Print the name of the directory that sniproxy looks for, one line a name.",
-        epilog="Exit status: 0 if all names are valid, 1 if not. Manual: sniproxy-hostname(1).",
+        epilog="Exit status: 0 if all names are valid, 1 if not.",
     )
     parser.add_argument("--version", action="version", version=version_line("sniproxy-hostname"))
     parser.add_argument(

@@ -118,8 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         usage="sniproxy-listen [OPTION…] ADDRESS:PORT… [--] COMMAND [ARGUMENT…]",
         description="Bind, listen, and run COMMAND with the socket as its standard input; several "
         "sockets are passed as LISTEN_FDS.",
-        epilog="Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 and IPv4), unix:PATH. "
-        "Manual: sniproxy-listen(8).",
+        epilog="Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 and IPv4), unix:PATH. ",
     )
     parser.add_argument("--version", action="version", version=version_line("sniproxy-listen"))
     parser.add_argument("--backlog", type=int, default=BACKLOG, help="default: %(default)s")
