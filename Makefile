@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ONCE ?=
 PYTEST ?=
+BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint clean
+.PHONY: help run test lint bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,6 +22,9 @@ lint: $(VENV)/.lint ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.demo ## Compare with nginx and HAProxy (BENCH="--quick" for a minute's worth)
+	$(BIN)/python bench/compare.py $(BENCH)
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
