@@ -1,0 +1,273 @@
+#!/usr/bin/env python3
+"""Build the executable: ``python3 launcher/build.py [--hashed] [--output FILE]``.
+
+What is made on the way lies in ``build/``; what was made from the same things before is kept.
+``--train`` takes the interpreter's profile anew, for this machine's architecture and compiler.
+"""
+
+import argparse
+import fcntl
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chain import commands, distribution, executable, interpreter, modules, sources, training
+from chain.failure import BuildFailure
+from chain.requirements import missing, require
+from chain.stages import Stages, digest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EPOCH = 1_600_000_000
+"""The time that every product says it is from, in seconds since 1970: the same for each build, so
+that a commit that changes no code changes no bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where everything of one build lies."""
+
+    root: Path
+    build: Path
+
+    @property
+    def launcher(self) -> Path:
+        return self.root / "launcher"
+
+    @property
+    def package(self) -> Path:
+        return self.root / "sniproxy"
+
+    @property
+    def source(self) -> Path:
+        return self.build / "source"
+
+    @property
+    def origin(self) -> Path:
+        """What the source is, for the bill of materials."""
+        return self.build / "source.json"
+
+    @property
+    def tree(self) -> Path:
+        return self.build / "interpreter"
+
+    def log(self, stage: str) -> Path:
+        return self.build / "logs" / f"{stage}.log"
+
+
+class Build:
+    """One run of the chain: a method for each of its stages, in their order."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.stages = Stages(places.build / "stamps")
+        self.interpreter = interpreter.Interpreter(places.tree)
+        self.tools = executable.Tools(places.build / "tools")
+        self.compiler = commands.output_of(["gcc", "--version"]).splitlines()[0]
+        self.target = commands.output_of(["gcc", "-dumpmachine"]).strip()
+
+    @property
+    def profile(self) -> Path:
+        """The kept profile for this architecture and major version of the compiler."""
+        version = commands.output_of(["gcc", "-dumpversion"]).split(".")[0].strip()
+        name = f"{platform.machine()}-gcc-{version}.tar.xz"
+        return self.places.launcher / "profile" / name
+
+    def source(self) -> None:
+        """Have CPython's source, as long as the same one is wanted."""
+        places = self.places
+        tarball = sources.wanted(os.environ)
+        log, workshop = places.log("source"), places.build / "source-archive"
+        wish = f"{tarball.location} {tarball.sha256}" if tarball else "debian"
+
+        def work() -> None:
+            if tarball:
+                origin = sources.unpack_tarball(tarball, workshop, places.source, log)
+            else:
+                origin = sources.unpack_debian(workshop, places.source, log)
+            sources.write_origin(origin, places.origin)
+
+        key = digest(wish, places.launcher / "chain" / "sources.py")
+        self.stages.stage("source", key, [places.source, places.origin], work)
+
+    def compile(self) -> None:
+        """Have the interpreter: minutes, but only when it is other than before."""
+        places = self.places
+        profile: Path | None = self.profile
+        if profile is None or not profile.exists():
+            print(f"interpreter: there is no profile {self.profile.name}: it will be a slower one")
+            profile = None
+        inputs = [*interpreter.key(self.compiler), self.target, str(EPOCH)]
+
+        def work() -> None:
+            log = places.log("interpreter")
+            interpreter.build(places.source, places.tree, EPOCH, profile, log)
+
+        products = [self.interpreter.core, self.interpreter.python]
+        key = digest(*inputs, places.origin, profile or "no profile")
+        self.stages.stage("interpreter", key, products, work)
+
+    def install_tools(self) -> None:
+        """Have PyOxidizer and idna, the pinned ones."""
+        requirements = self.places.launcher / "requirements.txt"
+        key = digest(requirements, sys.version, sys.executable)
+
+        def work() -> None:
+            executable.install_tools(self.tools.folder, requirements, self.places.log("tools"))
+
+        self.stages.stage("tools", key, [self.tools.pyoxidizer], work)
+
+    def select(self) -> modules.Selection:
+        """Follow the imports."""
+        places = self.places
+        folders = [
+            places.root,
+            places.launcher / "stand_in",
+            self.interpreter.library,
+            self.tools.packages,
+        ]
+        ours = [name for name in modules.package_modules(places.package) if name != MAIN]
+        builtins = interpreter.builtin_modules(places.tree)
+        roots = [*modules.ROOTS, *ours, *modules.INTERPRETER_NEEDS, *modules.CODECS]
+        return modules.select(folders, roots, builtins, modules.NEVER_TAKEN)
+
+    def pack(self, *, hashed: bool) -> Path:
+        """Have the distribution and what PyOxidizer makes of it; give the folder of the latter."""
+        places, flavour = self.places, "hashed" if hashed else "plain"
+        selection = self.select()
+        library, packages = _divide(selection, self.interpreter.library, places.launcher)
+        archive = places.build / "distribution" / "python.tar.zst"
+        log = places.log("distribution")
+
+        key = digest(
+            *(f"{name} {file.name}" for name, file in library.items()),
+            *library.values(),
+            self.interpreter.core,
+            places.launcher / "chain" / "distribution.py",
+        )
+        self.stages.stage(
+            "distribution",
+            key,
+            [archive],
+            lambda: distribution.assemble(self.interpreter, library, archive, EPOCH, log),
+        )
+
+        resources = places.build / f"resources-{flavour}"
+
+        def work() -> None:
+            folder = places.build / "packages"
+            executable.lay_out(packages, folder)
+            executable.pack(
+                self.tools,
+                places.root / "pyoxidizer.bzl",
+                archive,
+                folder,
+                hashed=hashed,
+                destination=resources,
+                workshop=places.build,
+                log=places.log("resources"),
+            )
+
+        whole = digest(
+            flavour,
+            *(f"{name} {file.name}" for name, file in packages.items()),
+            *packages.values(),
+            key,
+            places.root / "pyoxidizer.bzl",
+            places.launcher / "requirements.txt",
+            places.launcher / "chain" / "executable.py",
+        )
+        made = [resources / name for name in ("libpython3.a", "packed-resources")]
+        self.stages.stage(f"resources-{flavour}", whole, made, work)
+        return resources
+
+    def link(self, resources: Path, output: Path) -> None:
+        """Have the executable."""
+        launcher, target = self.places.launcher, self.places.build / "cargo"
+        crate = [launcher / "Cargo.toml", launcher / "Cargo.lock", launcher / "build.rs"]
+        rustc = commands.output_of(["rustc", "--version", "--verbose"])
+        key = digest(
+            str(output),
+            rustc,
+            resources,
+            *crate,
+            launcher / "src",
+            launcher / "chain" / "executable.py",
+        )
+
+        def work() -> None:
+            python = self.interpreter.python
+            log = self.places.log("executable")
+            executable.link(launcher, resources, python, target, output, log)
+
+        self.stages.stage(resources.name.replace("resources", "executable"), key, [output], work)
+
+    def train(self) -> None:
+        """Take the profile anew."""
+        tree = self.places.build / "interpreter-counting"
+        log = self.places.log("training")
+        print("training: compiling an interpreter that counts …", flush=True)
+        counting = interpreter.build_counting(self.places.source, tree, EPOCH, log)
+        for counts in tree.rglob("*.gcda"):
+            # Of its own build: compiling Python's library is not our work.
+            counts.unlink()
+        print("training: the load …", flush=True)
+        training.train(counting.python, self.places.root)
+        self.profile.parent.mkdir(exist_ok=True)
+        interpreter.pack_profile(counting, self.profile)
+        print(f"training: wrote {self.profile}")
+
+
+MAIN = "sniproxy.__main__"
+"""For ``python3 -m``; the launcher does its work."""
+
+
+def _divide(
+    selection: modules.Selection, library: Path, launcher: Path
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Divide the modules into Python's own (and what stands in for them) and the packages."""
+    standard = {
+        name: file
+        for name, file in selection.files.items()
+        if file.is_relative_to(library) or file.is_relative_to(launcher)
+    }
+    packages = {name: file for name, file in selection.files.items() if name not in standard}
+    return standard, packages
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build; give the exit status."""
+    parser = argparse.ArgumentParser(prog="build.py", description="Build the executable.")
+    parser.add_argument("--hashed", action="store_true", help="the flavour with hashed host names")
+    parser.add_argument("--output", type=Path, help="where it goes (dist/sniproxy[-hashed])")
+    parser.add_argument("--train", action="store_true", help="take the interpreter's profile anew")
+    wanted = parser.parse_args(arguments)
+    name = "sniproxy-hashed" if wanted.hashed else "sniproxy"
+    output = (wanted.output or ROOT / "dist" / name).absolute()
+    places = Places(ROOT, ROOT / "build")
+    try:
+        require(missing(os.environ))
+        places.build.mkdir(exist_ok=True)
+        with (places.build / "lock").open("w") as lock:
+            # Two builds at once would tread on each other: the second waits.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            build = Build(places)
+            build.source()
+            if wanted.train:
+                build.train()
+                return 0
+            build.compile()
+            build.install_tools()
+            build.link(build.pack(hashed=wanted.hashed), output)
+            print(executable.prove(output, {}), f"{output.stat().st_size:,} bytes:", output)
+    except BuildFailure as failure:
+        print(f"build.py: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,232 @@
+"""Interpreter: CPython, configured and compiled for this one program.
+
+Everything that is built into the interpreter is named here. What comes out is a folder of object
+files and an executable ``python`` that only the build uses.
+"""
+
+import shutil
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import commands
+from .failure import BuildFailure
+
+CONFIGURE = (
+    # The trap: with a prefix of this machine, its path would be a string in the executable.
+    "--prefix=/",
+    "--disable-shared",
+    "--without-ensurepip",
+    "--disable-test-modules",
+    "--without-doc-strings",
+    # The trap: where zlib's header lies on the machine, binascii is compiled against the library.
+    "PKG_CONFIG=false",
+    "ac_cv_header_zlib_h=no",
+)
+
+FLAGS = (
+    # Code for a static executable that is position independent: what static-pie needs, and no more.
+    "-fPIE",
+    # Each function and each datum in a section of its own, for the linker to drop the unused ones.
+    "-ffunction-sections",
+    "-fdata-sections",
+)
+
+OPT = "-DNDEBUG -fwrapv -O2 -Wall"
+"""What stands in for configure's own, which has -g (twice the time to compile, stripped anyway)."""
+
+LTO = ("-flto=2", "-ffat-lto-objects")
+"""Link-time optimisation, which takes place where the objects are merged. They are fat, for the
+programs that CPython's own build links and runs on the way to take the plain half of each."""
+
+MERGE = ("-flto=2", "-flinker-output=nolto-rel", "-O2")
+
+PROFILED = (
+    "-fprofile-use",
+    # What the load never reaches is made small; a changed function just has no profile.
+    "-Wno-missing-profile",
+    "-Wno-coverage-mismatch",
+)
+
+COUNTING = ("-fprofile-generate", "-fprofile-update=single")
+
+EXTENSIONS: dict[str, tuple[str, ...]] = {
+    "_asyncio": ("_asynciomodule.c",),
+    "_blake2": ("_blake2/blake2module.c", "_blake2/blake2b_impl.c", "_blake2/blake2s_impl.c"),
+    "_contextvars": ("_contextvarsmodule.c",),
+    "_heapq": ("_heapqmodule.c",),
+    "_json": ("_json.c",),
+    # hashlib logs an error for each of its algorithms that is not there.
+    "_md5": ("md5module.c",),
+    "_sha1": ("sha1module.c",),
+    "_sha256": ("sha256module.c",),
+    "_sha3": ("_sha3/sha3module.c",),
+    "_sha512": ("sha512module.c",),
+    "_opcode": ("_opcode.c",),
+    "_posixsubprocess": ("_posixsubprocess.c",),
+    "_random": ("_randommodule.c",),
+    "_socket": ("socketmodule.c",),
+    "_struct": ("_struct.c",),
+    "array": ("arraymodule.c",),
+    "binascii": ("binascii.c",),
+    "fcntl": ("fcntlmodule.c",),
+    "grp": ("grpmodule.c",),
+    "math": ("mathmodule.c",),
+    "resource": ("resource.c",),
+    "select": ("selectmodule.c",),
+    "syslog": ("syslogmodule.c",),
+    "unicodedata": ("unicodedata.c",),
+}
+"""The extension modules that go in besides those that CPython can't be built without, and their
+files below Modules/. None of them loads anything at run time: no ssl, no ctypes, no readline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A built tree of CPython."""
+
+    tree: Path
+
+    @property
+    def python(self) -> Path:
+        """The executable that compiles the bytecode; it is part of no product."""
+        return self.tree / "python"
+
+    @property
+    def core(self) -> Path:
+        """All of libpython but its table of modules, in one object file."""
+        return self.tree / "core.o"
+
+    @property
+    def library(self) -> Path:
+        """Python's own library, as source."""
+        return self.tree / "Lib"
+
+
+def setup_local(extensions: dict[str, tuple[str, ...]]) -> str:
+    """Write ``Modules/Setup.local``: every extension module compiled in, none as a shared file."""
+    lines = ["*static*", *(f"{name} {' '.join(files)}" for name, files in extensions.items())]
+    return "\n".join(lines) + "\n"
+
+
+def key(compiler: str) -> tuple[str, ...]:
+    """Name everything besides the source and the profile that the interpreter depends on."""
+    flags = (*FLAGS, *LTO, *MERGE, *PROFILED)
+    return (compiler, *CONFIGURE, *flags, OPT, setup_local(EXTENSIONS))
+
+
+def build(source: Path, tree: Path, epoch: int, profile: Path | None, log: Path) -> Interpreter:
+    """Compile the unpacked ``source`` in a copy of it, the new folder ``tree``, with what the
+    archive ``profile`` says of which code runs often."""
+    flags = [*FLAGS, *LTO, *(PROFILED if profile else ())]
+    # The programs on the way need no optimising: their links take the plain half of the objects.
+    interpreter = _compile(source, tree, epoch, flags, ("-fno-lto",), profile, log)
+    check_table(tree)
+    _merge(interpreter, log)
+    return interpreter
+
+
+def build_counting(source: Path, tree: Path, epoch: int, log: Path) -> Interpreter:
+    """Compile an interpreter that writes beside its objects how often each branch was taken."""
+    return _compile(source, tree, epoch, (*FLAGS, *COUNTING), COUNTING, None, log)
+
+
+def _compile(
+    source: Path,
+    tree: Path,
+    epoch: int,
+    flags: Iterable[str],
+    link_flags: Iterable[str],
+    profile: Path | None,
+    log: Path,
+) -> Interpreter:
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(source, tree, symlinks=True)
+    if profile is not None:
+        unpack_profile(profile, tree)
+    (tree / "Modules" / "Setup.local").write_text(setup_local(EXTENSIONS))
+    environment = {
+        "OPT": OPT,
+        "CFLAGS": " ".join(flags),
+        # CPython says in sys.version when it was compiled.
+        "SOURCE_DATE_EPOCH": str(epoch),
+        "LC_ALL": "C",
+        # Not the caller's own: a flag or a path from outside would be compiled in.
+        "CPPFLAGS": "",
+        "LDFLAGS": " ".join(link_flags),
+        "PYTHONPATH": "",
+        "PYTHONHOME": "",
+        "PYTHONHASHSEED": "0",
+    }
+    configure = ["./configure", *CONFIGURE]
+    commands.run(configure, folder=tree, environment=environment, log=log)
+    # Only these two targets: the others build shared modules, tests and documentation.
+    targets = ["libpython3.11.a", "python"]
+    commands.run(["make", "-j2", *targets], folder=tree, environment=environment, log=log)
+    return Interpreter(tree)
+
+
+def _merge(interpreter: Interpreter, log: Path) -> None:
+    """Link libpython's objects into one, all but the table, which PyOxidizer makes anew."""
+    tree = interpreter.tree
+    rest = tree / "core.a"
+    shutil.copyfile(tree / "libpython3.11.a", rest)
+    commands.run(["gcc-ar", "d", rest, "config.o"], log=log)
+    whole = ["-Wl,--whole-archive", rest.name, "-Wl,--no-whole-archive"]
+    output = ["-o", interpreter.core.name]
+    commands.run(["gcc", "-r", "-nostdlib", *FLAGS, *MERGE, *output, *whole], folder=tree, log=log)
+    rest.unlink()
+
+
+def pack_profile(interpreter: Interpreter, archive: Path) -> None:
+    """Write the counts of a counting ``interpreter`` to ``archive`` (.tar.xz)."""
+    with tarfile.open(archive, "w:xz", preset=9, format=tarfile.USTAR_FORMAT) as tar:
+        for file in sorted(interpreter.tree.rglob("*.gcda")):
+            entry = tarfile.TarInfo(file.relative_to(interpreter.tree).as_posix())
+            entry.size = file.stat().st_size
+            with file.open("rb") as content:
+                tar.addfile(entry, content)
+
+
+def unpack_profile(archive: Path, tree: Path) -> None:
+    """Lay the counts where the compiler looks for them: beside the objects."""
+    with tarfile.open(archive) as tar:
+        for entry in tar.getmembers():
+            content = tar.extractfile(entry)
+            # The archive is a file of this repository; a name must still stay in the tree.
+            target = (tree / entry.name).resolve()
+            if content is None or not target.is_relative_to(tree.resolve()):
+                raise BuildFailure(f"{archive}: unexpected entry {entry.name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content.read())
+
+
+def builtin_modules(tree: Path) -> dict[str, str]:
+    """Read the table of ``Modules/config.c``: module name to name of its function, "NULL" for
+    those that the interpreter makes by itself."""
+    table: dict[str, str] = {}
+    inside = False
+    for line in (tree / "Modules" / "config.c").read_text().splitlines():
+        words = line.replace("{", " ").replace("}", " ").replace(",", " ").split()
+        if "_PyImport_Inittab[]" in words:
+            inside = True
+        elif inside and len(words) == 2 and words[0].startswith('"'):
+            table[words[0].strip('"')] = words[1]
+        elif inside and words[:1] == ["0"]:
+            break
+    return table
+
+
+def check_table(tree: Path) -> None:
+    """Stop the build when a module of ours is not in the table.
+
+    The trap: CPython's build leaves out what it can't compile, without a word.
+    """
+    lost = _missing(EXTENSIONS, builtin_modules(tree))
+    if lost:
+        raise BuildFailure(f"CPython was built without {', '.join(lost)}; see Modules/config.c")
+
+
+def _missing(names: Iterable[str], table: dict[str, str]) -> list[str]:
+    return sorted(name for name in names if name not in table)

@@ -1,0 +1,62 @@
+"""Requirements: the tools and files that the build needs, each with the package that has it.
+
+All are looked for before anything starts, so that nobody waits for minutes to learn the next name.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+
+from .failure import BuildFailure
+
+TOOLS = {
+    "gcc": "gcc",
+    "ar": "binutils",
+    "objcopy": "binutils",
+    "make": "make",
+    "tar": "tar",
+    "zstd": "zstd",
+    "cargo": "rustc and cargo 1.70 or newer, from your distribution or from rustup.rs",
+    "rustc": "rustc and cargo 1.70 or newer, from your distribution or from rustup.rs",
+}
+"""What every build runs, and the Debian package of it."""
+
+DEBIAN_TOOLS = {"apt-get": "apt", "dpkg-source": "dpkg-dev", "patch": "patch", "xz": "xz-utils"}
+"""What getting Debian's source package runs besides."""
+
+FILES = {
+    "/usr/include/stdio.h": "libc6-dev",
+    "/usr/include/linux/types.h": "linux-libc-dev",
+}
+
+MODULES = {"venv": "python3-venv", "ensurepip": "python3-venv"}
+
+
+def missing(
+    environment: Mapping[str, str],
+    find_tool: Callable[[str], str | None] = shutil.which,
+    has_file: Callable[[str], bool] = os.path.exists,
+    has_module: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+) -> list[str]:
+    """List what the build needs and the machine has not, one ``what: where to get it`` each."""
+    tools = TOOLS if environment.get("PYTHON_SOURCE") else {**TOOLS, **DEBIAN_TOOLS}
+    return [
+        *(f"{tool}: {package}" for tool, package in tools.items() if find_tool(tool) is None),
+        *(f"{file}: {package}" for file, package in FILES.items() if not has_file(file)),
+        *(f"python3 -m {name}: {pack}" for name, pack in MODULES.items() if not has_module(name)),
+    ]
+
+
+def require(lacking: Iterable[str]) -> None:
+    """Stop the build when anything is lacking, with the whole list."""
+    lines = [f"  {line}" for line in lacking]
+    if not lines:
+        return
+    advice = "Install what stands after the colons (Debian's names of packages)."
+    if any("apt-get" in line for line in lines):
+        advice += (
+            "\nWhere there is no apt, give CPython's source yourself: "
+            "PYTHON_SOURCE=path-or-URL PYTHON_SOURCE_SHA256=…"
+        )
+    raise BuildFailure("\n".join(["The build needs these, and they are not here:", *lines, advice]))

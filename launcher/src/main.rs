@@ -1,0 +1,122 @@
+//! Starts the interpreter that lies in this executable and runs `sniproxy.commands.main()`.
+//!
+//! Which command that is, `sniproxy.commands` sees in the last component of `argv[0]`. Whatever is
+//! started here runs in a directory where others may write (the hosts directory, in a chroot also
+//! "/"), so nothing may be looked for in the file system. The settings that see to it are in
+//! `pyoxidizer.bzl`, from which the included file is made; here is what can't be said there.
+
+use pyembed::{MainPythonInterpreter, OxidizedPythonInterpreterConfig};
+use std::{
+    env,
+    ffi::{c_char, c_int, c_void, OsString},
+    path::PathBuf,
+    process::exit,
+    ptr, slice,
+};
+
+// fn default_python_config(): the settings of pyoxidizer.bzl and the packed modules.
+include!(concat!(env!("SNIPROXY_RESOURCES"), "/default_python_config.rs"));
+
+/// Exit status for a fault of the program itself (EX_SOFTWARE of sysexits.h).
+const INTERNAL_ERROR: i32 = 70;
+
+/// How many objects more than were freed make Python look for garbage.
+const GARBAGE_THRESHOLD: i32 = 100_000;
+
+/// A module that is part of the interpreter, ready to run (struct _frozen of CPython's import.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FrozenModule {
+    name: *const c_char,
+    code: *const c_void,
+    size: c_int,
+    is_package: bool,
+    make_code: *const c_void,
+}
+
+extern "C" {
+    static mut PyImport_FrozenModules: *const FrozenModule;
+    static _PyImport_FrozenBootstrap: *const FrozenModule;
+    static _PyImport_FrozenStdlib: *const FrozenModule;
+}
+
+/// List the interpreter's own frozen modules where PyOxidizer's importer looks for them.
+///
+/// The trap: CPython 3.11 leaves the list null, and the importer walks it.
+fn list_frozen_modules() {
+    let mut modules = Vec::new();
+    // Sound: nothing else runs yet, and each table ends with an entry without a name.
+    unsafe {
+        for table in [_PyImport_FrozenBootstrap, _PyImport_FrozenStdlib] {
+            let length = (0..).take_while(|&index| !(*table.add(index)).name.is_null()).count();
+            modules.extend_from_slice(slice::from_raw_parts(table, length));
+        }
+        modules.push(FrozenModule {
+            name: ptr::null(),
+            code: ptr::null(),
+            size: 0,
+            is_package: false,
+            make_code: ptr::null(),
+        });
+        PyImport_FrozenModules = modules.leak().as_ptr();
+    }
+}
+
+fn main() {
+    list_frozen_modules();
+    let zone = env::var_os("TZ");
+    // The trap: CPython asks for the time zone when it starts, and glibc opens /etc/localtime. A lone
+    // colon is the one value for which it opens nothing (even "" and "UTC0" are looked for).
+    env::set_var("TZ", ":");
+    let interpreter = MainPythonInterpreter::new(configuration()).unwrap_or_else(|error| {
+        eprintln!("sniproxy: the interpreter does not start: {error}");
+        exit(INTERNAL_ERROR)
+    });
+    let status = run(&interpreter, zone);
+    // Ends the interpreter, which writes out what standard output still holds.
+    drop(interpreter);
+    exit(status)
+}
+
+fn configuration() -> OxidizedPythonInterpreterConfig<'static> {
+    let mut configuration = default_python_config();
+    // The trap: unless both are set, pyembed asks /proc/self/exe, which a chroot does not have, and
+    // resolves a path that may have been removed already (ExecStartPost=rm). "/" always exists.
+    configuration.exe = Some(PathBuf::from("/"));
+    configuration.origin = Some(PathBuf::from("/"));
+    configuration
+}
+
+/// Run the command; give its exit status.
+fn run(interpreter: &MainPythonInterpreter, zone: Option<OsString>) -> i32 {
+    interpreter.with_gil(|py| {
+        let outcome = py.import("os").and_then(|os| {
+            // Commands that we exec get the environment as it was.
+            let environ = os.getattr("environ")?;
+            match zone {
+                Some(zone) => environ.set_item("TZ", zone)?,
+                None => environ.del_item("TZ")?,
+            }
+            let sys = py.import("sys")?;
+            // The trap: the interpreter's own way of printing a traceback opens files named after
+            // the modules in the working directory, where one may be a FIFO. With a limit of 0 no
+            // frame is printed, and none is looked up. (launcher/stand_in sees to Python's way.)
+            sys.setattr("tracebacklimit", 0)?;
+            // The start makes some 30,000 objects that stay. To look for garbage among them every
+            // 700 takes an eighth of it.
+            py.import("gc")?.call_method1("set_threshold", (GARBAGE_THRESHOLD, 10, 10))?;
+            py.import("sniproxy.commands")?.call_method0("main")?.extract()
+        });
+        match outcome {
+            Ok(status) => status,
+            Err(error) => {
+                // SystemExit carries a status; anything else should have ended further in.
+                let code = error.value(py).getattr("code").and_then(|code| code.extract());
+                code.unwrap_or_else(|_| {
+                    eprintln!("sniproxy: internal error: {error}");
+                    INTERNAL_ERROR
+                })
+            }
+        }
+    })
+}
