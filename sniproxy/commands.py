@@ -38,7 +38,7 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
         return _answer(arguments)
     _let_interrupts_end_it()  # until the loop has taken the signals over
     from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
-    from sniproxy.proxy.server import serve  # noqa: PLC0415
+    from sniproxy.proxy.service import serve  # noqa: PLC0415
 
     try:
         serve(os.environ)
