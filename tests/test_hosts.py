@@ -12,6 +12,7 @@ from sniproxy.parser.alert import Alert
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SUN_PATH, Hosts, refusal
 from tests.end_to_end.harness import Backend
+from tests.processes import in_child
 
 
 @pytest.fixture
@@ -120,25 +121,22 @@ def test_a_look_up_from_elsewhere_never_happens(
         parent.chmod(parent.stat().st_mode | 0o111)
     for socket_path in top.glob("**/tls-socket"):
         socket_path.chmod(0o777)
-    child = os.fork()
-    if not child:
-        try:
-            # As it is when the right is lost between the step into a directory and the step back.
-            os.chdir(long)
-            hosts._elsewhere = True
-            top.chmod(0)
-            os.seteuid(65534)
-            for _ in range(2):
-                with pytest.raises(PermissionError):
-                    connect(hosts, "a.example")
-            os.seteuid(0)
-            top.chmod(0o711)
-            os.seteuid(65534)
-            assert reached(hosts, "a.example", backend)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def work() -> None:
+        # As it is when the right is lost between the step into a directory and the step back.
+        os.chdir(long)
+        hosts._elsewhere = True
+        top.chmod(0)
+        os.seteuid(65534)
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                connect(hosts, "a.example")
+        os.seteuid(0)
+        top.chmod(0o711)
+        os.seteuid(65534)
+        assert reached(hosts, "a.example", backend)
+
+    in_child(work)
     stray.listening.setblocking(False)
     with pytest.raises(BlockingIOError):
         stray.listening.accept()
