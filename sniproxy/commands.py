@@ -22,7 +22,7 @@ LISTEN_FDS) is the listening socket. There are no options but these:
   --version  show the version and flavour and exit
 
 Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
-Environment:    SNIPROXY_LOG=error|info|connections
+Environment:    SNIPROXY_LOG=error|info|connections, SNIPROXY_WORKERS=NUMBER
 See also:       sniproxy-listen, sniproxy-check and sniproxy-hostname, each with --help
 """
 
@@ -37,7 +37,7 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     # Until the loop has taken the signals over, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
-    from sniproxy.proxy.server import serve  # noqa: PLC0415
+    from sniproxy.proxy.service import serve  # noqa: PLC0415
 
     try:
         serve(os.environ)

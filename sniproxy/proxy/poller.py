@@ -65,9 +65,13 @@ class Poller(selectors.BaseSelector):
         self._epoll.register(fd, _EDGES | WRITE if write else _EDGES)
         self._place(fd, watcher)
 
-    def watch_listener(self, fd: int, watcher: Watcher) -> None:
-        """Register a listening socket, level-triggered: who shares it may leave us the rest."""
-        self._epoll.register(fd, READ)
+    def watch_listener(self, fd: int, watcher: Watcher, *, shared: bool) -> None:
+        """Register a listening socket, level-triggered: who shares it may leave us the rest.
+
+        Of several workers that have registered it as ``shared``, a connection wakes only one: the
+        first that waits, in the order in which they registered.
+        """
+        self._epoll.register(fd, READ | select.EPOLLEXCLUSIVE if shared else READ)
         self._place(fd, watcher)
 
     def replace(self, fd: int, watcher: Watcher) -> None:
