@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 ERROR = select.EPOLLERR
-HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Any of these says: read until the end of the stream, no further event will come."""
+HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+"""Any of these says: read until nothing is left, no further event will come. A read stops short at
+TCP's urgent byte (EPOLLPRI), though more has arrived behind it."""
 
-_EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _MAX_EVENTS = 256
 
 
