@@ -341,7 +341,7 @@ class Arrival:
                 backend = self._backend
                 if backend is None:
                     backend = self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
-                connections.hosts.connect_to(directory, backend)
+                connections.hosts.connect(directory, backend)
                 break
             except OSError as error:
                 exhausted = error.errno in DESCRIPTORS_EXHAUSTED
@@ -392,7 +392,7 @@ class Arrival:
         """Send the backend the PROXY header it wants and what came so far; start the relay."""
         connections = self._connections
         self._backend = None
-        version = connections.hosts.proxy_version_of(directory)
+        version = connections.hosts.proxy_version(directory)
         header = self._header(version) if version else b""
         first = header + received if header else received
         gone = False

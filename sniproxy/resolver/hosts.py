@@ -53,7 +53,7 @@ class Hosts:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def connect_to(self, directory: str, backend: SocketType) -> None:
+    def connect(self, directory: str, backend: SocketType) -> None:
         """Connect a non-blocking Unix stream socket to the backend of a host's directory.
 
         Raises OSError: BlockingIOError where the backend's accept queue is full (then nothing
@@ -83,7 +83,7 @@ class Hosts:
         os.fchdir(self._descriptor)
         self._elsewhere = False
 
-    def proxy_version_of(self, directory: str) -> int:
+    def proxy_version(self, directory: str) -> int:
         """Say which PROXY header a host wants: 2, 1, or 0 for none. The newer one wins."""
         if os.access(f"{directory}/{naming.SEND_PROXY_V2}", os.F_OK):
             return 2
