@@ -34,8 +34,7 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     """Run the proxy; give the exit status."""
     if arguments:
         return _answer(arguments)
-    # Until the loop has taken the signals over, Ctrl-C ends the process without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_at_interrupt()
     from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
     from sniproxy.proxy.server import serve  # noqa: PLC0415
 
@@ -48,6 +47,15 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
         _complain(f"can't start: {error}")
         return FAILURE
     return 0
+
+
+def _end_at_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, until a loop takes the signal over.
+
+    Where it is ignored (a job in the background), it stays so, for the commands that we start too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answer(arguments: Sequence[str]) -> int:
@@ -77,18 +85,21 @@ def _complain(text: str) -> None:
 
 
 def run_hostname(arguments: Sequence[str]) -> int:
+    _end_at_interrupt()
     from sniproxy.tools import hostname  # noqa: PLC0415
 
     return hostname.main(arguments)
 
 
 def run_check(arguments: Sequence[str]) -> int:
+    _end_at_interrupt()
     from sniproxy.tools import check  # noqa: PLC0415
 
     return check.main(arguments)
 
 
 def run_listen(arguments: Sequence[str]) -> int:
+    _end_at_interrupt()
     from sniproxy.tools import listen  # noqa: PLC0415
 
     return listen.main(arguments)

@@ -31,6 +31,8 @@ FLAGS = (
     # Each function and each datum in a section of its own, for the linker to drop the unused ones.
     "-ffunction-sections",
     "-fdata-sections",
+    # No tables for unwinding: nothing throws through this code.
+    "-fno-asynchronous-unwind-tables",
 )
 
 OPT = "-DNDEBUG -fwrapv -O2 -Wall"

@@ -1,9 +1,11 @@
 """Fixtures of the end-to-end tests."""
 
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,6 +22,15 @@ def command(request: pytest.FixtureRequest) -> list[str]:
 def hashed(command: list[str]) -> bool:
     line = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     return "(hashed)" in line.stdout
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[pathlib.Path]:
+    """Give a folder with a short name: an address of a Unix socket has 107 bytes, of which the
+    directory of a hashed host takes 43."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sniproxy-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
