@@ -8,14 +8,14 @@ scripts) is listed too, and marked as such.
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 from . import commands
 from .distribution import target_triple
-from .executable import PYOXIDIZER_VERSION
 from .failure import BuildFailure
 
 DOCUMENTS = Path("/usr/share/doc")
@@ -42,7 +42,7 @@ class Component:
 def all_components(crate: Path, source: Path, origin: Path, packages: Path) -> list[Component]:
     """List what is inside: the crate at ``crate``, CPython's unpacked ``source`` and where it came
     from, and the folder of the Python ``packages``."""
-    python = _python(source, json.loads(origin.read_text()))
+    python = interpreter(source, json.loads(origin.read_text()))
     requirements = (crate / "requirements.txt").read_text()
     return [
         python,
@@ -54,7 +54,8 @@ def all_components(crate: Path, source: Path, origin: Path, packages: Path) -> l
     ]
 
 
-def _python(source: Path, origin: dict[str, str]) -> Component:
+def interpreter(source: Path, origin: Mapping[str, str]) -> Component:
+    """Describe CPython by its unpacked ``source`` and its ``origin``."""
     header = (source / "Include" / "patchlevel.h").read_text()
     (number,) = re.findall(r'^#define PY_VERSION\s+"([^"]+)"', header, re.MULTILINE)
     version = origin["version"]
@@ -75,9 +76,10 @@ def _idna(packages: Path, requirements: str) -> Component:
 
 
 def _pyoxidizer(requirements: str) -> Component:
-    version, sha256 = _pinned("pyoxidizer", requirements)
-    purl = f"pkg:pypi/pyoxidizer@{PYOXIDIZER_VERSION}"
-    return Component("PyOxidizer", version, "MPL-2.0", purl, sha256, (), inside=False)
+    # Of its digests, one a machine, pip has verified the one that fits.
+    version, _ = _pinned("pyoxidizer", requirements)
+    purl = f"pkg:pypi/pyoxidizer@{version}"
+    return Component("PyOxidizer", version, "MPL-2.0", purl, "", (), inside=False)
 
 
 def _pinned(name: str, requirements: str) -> tuple[str, str]:
@@ -117,7 +119,7 @@ def _crates(crate: Path, python: Component) -> list[Component]:
     return sorted(found, key=lambda one: (one.name, one.version))
 
 
-def linked_crates(described: dict) -> set[str]:  # type: ignore[type-arg]
+def linked_crates(described: Mapping[str, Any]) -> set[str]:
     """Follow what ``cargo metadata`` describes from the root over ordinary dependencies; give the
     ids. A procedural macro runs in the compiler and is not linked, nor is what only it needs."""
     packages = {package["id"]: package for package in described["packages"]}
@@ -148,10 +150,11 @@ def _rust_library() -> Component:
     version = commands.output_of(["rustc", "--version"]).split()[1]
     sysroot = Path(commands.output_of(["rustc", "--print", "sysroot"]).strip())
     documents = sysroot / "share" / "doc" / "rust"
-    files = _existing(
+    files = existing(
         "the Rust library's licence",
         [documents / "COPYRIGHT-library.html", *sorted(documents.glob("licenses/*"))],
         [documents / "COPYRIGHT", documents / "LICENSE-MIT", documents / "LICENSE-APACHE"],
+        [DOCUMENTS / "libstd-rust-web-dev" / "copyright"],
         [DOCUMENTS / "libstd-rust-dev" / "copyright"],
     )
     purl = f"pkg:generic/rust-std@{version}"
@@ -167,7 +170,7 @@ def _c_libraries() -> Iterable[Component]:
         "LGPL-2.1-or-later",
         f"pkg:deb/debian/glibc@{version}?arch=source",
         "",
-        _existing(
+        existing(
             "the C library's licence",
             [DOCUMENTS / "libc6-dev" / "copyright", COMMON_LICENCES / "LGPL-2.1"],
         ),
@@ -181,7 +184,7 @@ def _c_libraries() -> Iterable[Component]:
         "GPL-3.0-or-later WITH GCC-exception-3.1",
         f"pkg:deb/debian/gcc-{major}@{version}?arch=source",
         "",
-        _existing(
+        existing(
             "the compiler's licence",
             [DOCUMENTS / package / "copyright", COMMON_LICENCES / "GPL-3"],
         ),
@@ -194,7 +197,7 @@ def _debian_version(package: str) -> str:
     return commands.output_of(["dpkg-query", "-W", "-f", "${Version}", package])
 
 
-def _existing(what: str, *choices: Sequence[Path]) -> tuple[Path, ...]:
+def existing(what: str, *choices: Sequence[Path]) -> tuple[Path, ...]:
     """Give the first of ``choices`` whose files are all there."""
     for files in choices:
         if files and all(file.is_file() for file in files):

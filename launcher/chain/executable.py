@@ -16,8 +16,6 @@ from . import commands
 from .distribution import target_triple
 from .failure import BuildFailure
 
-PYOXIDIZER_VERSION = "0.24.0"
-
 PYO3_CONFIGURATION = """\
 implementation=CPython
 version=3.11
@@ -88,11 +86,6 @@ def install_tools(folder: Path, requirements: Path, log: Path) -> Tools:
         requirements,
     ]
     commands.run([*pip, *pinned], log=log)
-    if not tools.pyoxidizer.exists():
-        # PyPI has PyOxidizer compiled for x86_64 alone; elsewhere cargo compiles the same version,
-        # verifying each crate by the digest in the lock file that it comes with.
-        install: list[str | Path] = ["cargo", "install", "--locked", "--no-track", "--root", folder]
-        commands.run([*install, f"pyoxidizer@{PYOXIDIZER_VERSION}"], log=log)
     return tools
 
 
