@@ -5,9 +5,11 @@ BIN = $(VENV)/bin
 ONCE ?=
 PYTEST ?=
 BENCH ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench install uninstall deb test-deployment clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,6 +27,18 @@ lint: $(VENV)/.lint ## Check style and types
 
 bench: $(VENV)/.demo ## Compare with nginx and HAProxy (BENCH="--quick" for a minute's worth)
 	$(BIN)/python bench/compare.py $(BENCH)
+
+install: ## Install dist/sniproxy, units, manual pages (DESTDIR= PREFIX=/usr/local)
+	sh chroot/install '$(DESTDIR)' '$(PREFIX)'
+
+uninstall: ## Remove what install has installed
+	sh chroot/install --remove '$(DESTDIR)' '$(PREFIX)'
+
+deb: ## Pack dist/sniproxy as a Debian package into dist/
+	sh chroot/debian/build
+
+test-deployment: $(VENV)/.test ## Boot Debian 12 and 13 with dist/sniproxy installed and test it there
+	$(BIN)/python -m pytest tests/deployment $(PYTEST)
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
