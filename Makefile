@@ -35,7 +35,7 @@ uninstall: ## Remove what install has installed
 	sh chroot/install --remove '$(DESTDIR)' '$(PREFIX)'
 
 deb: ## Pack dist/sniproxy as a Debian package into dist/
-	sh chroot/debian/build
+	sh chroot/debian/build dist
 
 test-deployment: $(VENV)/.test ## Boot Debian 12 and 13 with dist/sniproxy installed and test it there
 	$(BIN)/python -m pytest tests/deployment $(PYTEST)
