@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 
@@ -69,6 +70,22 @@ def test_nothing_but_the_hosts_is_in_reach(blog: pathlib.Path) -> None:
     assert re.findall(r"^\s*(\w+):", interfaces, re.MULTILINE) == ["lo"]
     rights = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()[0].split()[5]
     assert "ro" in rights.split(",")
+
+
+def test_a_worker_that_died_is_replaced_in_the_jail(blog: pathlib.Path) -> None:
+    """There is one for each CPU, also where /sys and most of /proc are not to be seen."""
+    assert ask(BLOG) == "the blog"
+
+    def workers() -> set[int]:
+        children = run("pgrep", "--parent", str(main_pid()), check=False)
+        return {int(pid) for pid in children.split()}
+
+    before = workers()
+    assert len(before) == len(os.sched_getaffinity(0)) or not before
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    eventually("as many others", lambda: len(workers() - before) == len(before))
+    assert ask(BLOG) == "the blog"
 
 
 def test_the_exposure_is_low() -> None:
