@@ -153,7 +153,8 @@ def _nginx(workers: int) -> Callable[[Site, int], str]:
     processes = f"master_process {'on' if workers > 1 else 'off'}; worker_processes {workers};"
     # Workers stay who started them: the backend's socket is in a directory of theirs alone.
     user = "user root;" if workers > 1 and os.geteuid() == 0 else ""
-    return lambda site, port: f"""
+    return lambda site, port: (
+        f"""
 load_module {NGINX_MODULE}; daemon off; {processes} {user}
 error_log stderr crit; pid {site.folder}/nginx-{port}.pid; worker_rlimit_nofile 20000;
 events {{ worker_connections 8192; }}
@@ -165,10 +166,12 @@ stream {{
     }}
 }}
 """
+    )
 
 
 def _haproxy(threads: int = 1, options: str = "") -> Callable[[Site, int], str]:
-    return lambda site, port: f"""
+    return lambda site, port: (
+        f"""
 global
     nbthread {threads}
     maxconn 5000
@@ -186,6 +189,7 @@ frontend front
 backend back
     server one unix@{site.socket}
 """
+    )
 
 
 def _sniproxy_c(site: Site, port: int) -> str:

@@ -79,7 +79,9 @@ class Run:
         if self.wants("system calls"):
             for offer in offers:
                 if not offer.several:
-                    self.note("system calls", offer.name, lambda o=offer: self.bench.system_calls(o))
+                    self.note(
+                        "system calls", offer.name, lambda o=offer: self.bench.system_calls(o)
+                    )
 
     def in_turn(self, candidates: list[Candidate]) -> None:
         """Measure all candidates, one after another, in several rounds; the first of a round is
@@ -94,7 +96,9 @@ class Run:
             for turn in range(self.rounds):
                 at = turn % len(candidates)
                 for one in candidates[at:] + candidates[:at]:
-                    self.note(work.name, one.name, lambda o=one: self.bench.work(o, self.less(work)))
+                    self.note(
+                        work.name, one.name, lambda o=one: self.bench.work(o, self.less(work))
+                    )
             print(f"{time.strftime('%H:%M:%S')} {work.name}", file=sys.stderr)
         alone = [one for one in candidates if not one.offer.several]
         rounds = min(self.rounds, 3)

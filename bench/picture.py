@@ -82,7 +82,9 @@ def _bars(report: Report, chart: Chart, x: float, y: float, width: float) -> Ite
             f'<rect x="{x + LABEL:.1f}" y="{bar:.1f}" width="{max(value * scale, 1):.1f}" '
             f'height="{BAR}" rx="2" fill="{colour}"/>'
         )
-        yield _text(x + LABEL + value * scale + 6, base, f"{value:.{chart.digits}f}", weight.strip())
+        yield _text(
+            x + LABEL + value * scale + 6, base, f"{value:.{chart.digits}f}", weight.strip()
+        )
     floor = median(report, chart.work, FLOOR, chart.figure)
     if floor is not None and chart.work != "memory":
         at = x + LABEL + floor / chart.divisor * scale
@@ -118,7 +120,9 @@ def draw(report: Report) -> str:
         f'<line x1="{MARGIN}" x2="{MARGIN + 22}" y1="{at - 4}" y2="{at - 4}" stroke="{_FLOOR}" '
         'stroke-width="1.5" stroke-dasharray="3 2"/>'
     )
-    note = "the same system calls in C and nothing else. Medians of one run; sslh: to a TCP backend."
+    note = (
+        "the same system calls in C and nothing else. Medians of one run; sslh: to a TCP backend."
+    )
     parts.append(_text(MARGIN + 30, at, note, 'class="note"'))
     parts.append("</svg>")
     return "\n".join(parts) + "\n"

@@ -1,6 +1,6 @@
 """Put the results of a run into docs/: the figures, the picture, and the tables of the text.
 
-    python3 -m bench.publish [RESULTS.json]
+python3 -m bench.publish [RESULTS.json]
 """
 
 import json

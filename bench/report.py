@@ -161,7 +161,12 @@ TARGETS = (
     Target("p50 of round trips, of nginx's", "round trip", "p50", 1.05, NGINX),
     Target("p99 of round trips, of nginx's", "round trip", "p99", 1.05, NGINX),
     Target(
-        "all workers: CPU per connection, of one worker's", "connection", "cpu", 1.15, OURS, OURS_ALL
+        "all workers: CPU per connection, of one worker's",
+        "connection",
+        "cpu",
+        1.15,
+        OURS,
+        OURS_ALL,
     ),
     Target(
         "all workers: p99 of round trips, of nginx's with 2",
