@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.parser.alert import Alert
-from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SUN_PATH, Hosts, refusal
 from tests.end_to_end.harness import Backend
 from tests.processes import in_child
@@ -46,7 +45,7 @@ def make(backends: list[Backend], name: str, backlog: int = 10) -> Backend:
 def connect(hosts: Hosts, name: str) -> socket.socket:
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        hosts.connect_to(name, stream)
+        hosts.connect(name, stream)
     except OSError:
         stream.close()
         raise
@@ -57,14 +56,6 @@ def reached(hosts: Hosts, name: str, backend: Backend) -> bool:
     with connect(hosts, name) as stream:
         stream.send(name.encode())
         return backend.accept().recv(1000) == name.encode()
-
-
-def test_the_name_is_the_directory(hosts: Hosts, backends: list[Backend]) -> None:
-    backend = make(backends, naming.directory_name("a.example"))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-        hosts.connect("a.example", stream)
-        stream.send(b"here")
-        assert backend.accept().recv(10) == b"here"
 
 
 @pytest.mark.parametrize("length", [1, SUN_PATH - 12, SUN_PATH - 11, SUN_PATH - 10, 200, 254])
@@ -146,17 +137,17 @@ def test_nothing_but_the_socket_and_the_two_names_is_asked_for(
     hosts: Hosts, backends: list[Backend]
 ) -> None:
     make(backends, "a.example")
-    assert hosts.proxy_version_of("a.example") == 0
+    assert hosts.proxy_version("a.example") == 0
     os.mkfifo("a.example/send-proxy-v1", 0)
-    assert hosts.proxy_version_of("a.example") == 1
+    assert hosts.proxy_version("a.example") == 1
     os.symlink("nowhere", "a.example/send-proxy-v2")
-    assert hosts.proxy_version_of("a.example") == 1
+    assert hosts.proxy_version("a.example") == 1
     os.unlink("a.example/send-proxy-v2")
     os.mkdir("a.example/send-proxy-v2", 0)
-    assert hosts.proxy_version_of("a.example") == 2
+    assert hosts.proxy_version("a.example") == 2
     os.unlink("a.example/send-proxy-v1")
-    assert hosts.proxy_version_of("a.example") == 2
-    assert hosts.proxy_version_of("no.example") == 0
+    assert hosts.proxy_version("a.example") == 2
+    assert hosts.proxy_version("no.example") == 0
 
 
 @pytest.mark.parametrize(

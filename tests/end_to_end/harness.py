@@ -35,6 +35,7 @@ class Proxy:
         preexec: Callable[[], None] | None = None,
     ) -> None:
         self.hosts = hosts
+        self.environment = environment
         self.listening = listening
         self.log_path = hosts.parent / f"log-{id(self)}"
         variables = {k: v for k, v in os.environ.items() if not k.startswith(("LISTEN_", "NOTIFY"))}
