@@ -54,10 +54,12 @@ def user(pid: int) -> float:
 
 
 def _rollup(pid: int, name: str) -> int:
-    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(name)
+    """Bytes that smaps_rollup has under a name; none where the process has just left."""
+    try:
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def memory(pid: int) -> int:
