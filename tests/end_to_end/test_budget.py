@@ -87,11 +87,15 @@ def traced(
         )
         proxy.hashed = hashed
         yield proxy, Trace(path)
-    # strace passes no signal on.
-    for _ in range(2):
-        for process in account.family(proxy.process.pid)[1:]:
-            os.kill(process, signal.SIGTERM)
-    assert proxy.process.wait(TIMEOUT) == 0
+    end_traced(proxy)
+    assert proxy.process.returncode == 0
+
+
+def end_traced(proxy: Proxy) -> None:
+    """End what strace runs: it passes no signal on, and leaves with the status of its program."""
+    for process in account.family(proxy.process.pid)[1:]:
+        os.kill(process, signal.SIGINT)
+    proxy.process.wait(TIMEOUT)
 
 
 def serve_one(proxy: Proxy, backend: Backend) -> None:
@@ -138,9 +142,7 @@ def test_the_floor_makes_the_same_calls(
         try:
             of_floor = count_connections(floor, Trace(path), lambda: serve_one(floor, backend))
         finally:
-            for process in account.family(floor.process.pid)[1:]:
-                os.kill(process, signal.SIGTERM)
-            floor.process.wait(TIMEOUT)
+            end_traced(floor)
 
     def each(counts: Counter[str]) -> dict[str, int]:
         rounded = {name: round(count / 100) for name, count in counts.items()}
