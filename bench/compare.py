@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import statistics
@@ -117,7 +118,7 @@ def client_hello(size: int) -> bytes:
 def build() -> None:
     """Compile the load generator and the backend."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    for program in ("load", "backend"):
+    for program in ("load", "backend", "floor"):
         command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(BUILD / program)]
         subprocess.run([*command, str(HERE / f"{program}.c")], check=True)
 
@@ -138,6 +139,7 @@ class Bench:
         self.socket = self.hosts / HOST / "tls-socket"
         self.backend = subprocess.Popen(pinned(0, [str(BUILD / "backend"), str(self.socket)]))
         self.candidates: list[Candidate] = []
+        self.wanted = re.compile("")
 
     def stop(self) -> None:
         for process in [*(one.process for one in self.candidates), self.backend]:
@@ -145,8 +147,14 @@ class Bench:
             process.wait(TIMEOUT)
 
     def start_sniproxy(self, name: str, command: list[str]) -> None:
+        if not self.wanted.search(name):
+            return
         listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "SNIPROXY_LOG": "error"}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "SNIPROXY_LOG": "error",
+            "SNIPROXY_WORKERS": "1",
+        }
         process = subprocess.Popen(
             pinned(1, command), stdin=listening, cwd=self.hosts, env=environment
         )
@@ -155,6 +163,8 @@ class Bench:
 
     def start_peer(self, name: str, command: list[str], text: str) -> None:
         """Start a proxy that binds by itself; ``text`` is its configuration with %PORT%."""
+        if not self.wanted.search(name):
+            return
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         configuration = self.folder / f"{name}.conf"
@@ -203,6 +213,7 @@ backend back
             self.start_peer("haproxy", [haproxy, "-db", "-q", "-f"], text)
         else:
             print("haproxy is missing: install haproxy")
+        self.start_sniproxy("floor", [str(BUILD / "floor"), HOST])
         self.start_sniproxy("sniproxy", [self.python, "-m", "sniproxy"])
         if executable:
             self.start_sniproxy("sniproxy, executable", [executable])
@@ -265,18 +276,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare sniproxy with nginx and HAProxy.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
-    parser.add_argument("--only", help="only the work whose name holds this")
+    parser.add_argument("--only", help="only works whose name this pattern finds")
+    parser.add_argument("--candidates", default="", help="only candidates that this pattern finds")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of the source")
     parser.add_argument("--executable", help="a sniproxy executable to compare as well")
     parser.add_argument("--output", default=str(HERE / "results"), help="where results are saved")
     options = parser.parse_args()
     build()
     works = [one.quick() if options.quick else one for one in WORKLOADS]
-    works = [one for one in works if not options.only or options.only in one.name]
+    works = [one for one in works if not options.only or re.search(options.only, one.name)]
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory(prefix="sniproxy-bench-") as folder:
         bench = Bench(pathlib.Path(folder), options.python)
         try:
+            bench.wanted = re.compile(options.candidates)
             bench.start_all(options.executable)
             for candidate in bench.candidates:
                 for work in works:

@@ -87,7 +87,12 @@ def client_hello(host: str) -> bytes:
 def train(python: Path, packages: Path) -> None:
     """Run the whole load on ``python`` with the package below the folder ``packages``."""
     command = [str(python), "-S", "-B"]
-    environment = {"PYTHONPATH": str(packages), "SNIPROXY_LOG": "error", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "PYTHONPATH": str(packages),
+        "SNIPROXY_LOG": "error",
+        "SNIPROXY_WORKERS": "1",
+        "PATH": "/usr/bin:/bin",
+    }
     with tempfile.TemporaryDirectory(prefix="sniproxy-training-") as folder:
         hosts = Path(folder)
         _lay_out(hosts)
@@ -98,7 +103,7 @@ def train(python: Path, packages: Path) -> None:
     _run([*command, "-c", PARSE, hello], environment)
     for _ in range(STARTS):
         _run([*command, "-m", "sniproxy", "--version"], environment)
-        _run([*command, "-c", "import sniproxy.proxy.server"], environment)
+        _run([*command, "-c", "import sniproxy.proxy.service"], environment)
 
 
 def serve_once(command: list[str], environment: dict[str, str]) -> None:

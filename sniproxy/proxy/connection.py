@@ -46,7 +46,12 @@ _LONGEST_RETRY = 0.050
 
 _READS_A_TURN = 8
 _SWEEP = 0.1
-_REFUSALS_REPORT = 60.0
+
+REFUSALS_REPORT = 60.0
+"""Seconds from a refusal to the report that counts it and all that came meanwhile."""
+
+Report = Callable[..., None]
+"""Tell of an event and its fields, as a line of the log has them, whoever is to know of it."""
 
 
 class Totals:
@@ -80,20 +85,23 @@ class Connections:
         log: Log,
         clock: Callable[[], float],
         later: Later,
+        report: Report,
+        workers: int = 1,
     ) -> None:
         self.poller = poller
         self.hosts = hosts
         self.log = log
         self.clock = clock
         self.later = later
-        self.relay = Relay(poller, self._relayed, clock, later)
+        self.relay = Relay(poller, self._relayed, clock, later, workers)
         self.totals = Totals()
         self.idle: Callable[[], None] = lambda: None
         self.undecided: Countdown[Arrival] = Countdown(PATIENCE, Arrival.expire)
         self.farewells: Countdown[Farewell] = Countdown(FAREWELL_PATIENCE, Farewell.close)
         self._sweep = Sweep(later, _SWEEP, self.sweep)
         self._refused_lately: Counter[str] = Counter()
-        self._report = Sweep(later, _REFUSALS_REPORT, self.report_refusals)
+        self._report = report
+        self._refusals = Sweep(later, REFUSALS_REPORT, self.report_refusals)
 
     def welcome(self, client: SocketType, address: SocketAddress) -> None:
         """Take over a socket that was just accepted, in blocking mode or not."""
@@ -145,34 +153,34 @@ class Connections:
         """Count a refusal, for the totals and for the line once a minute."""
         self.totals.refused[reason] += 1
         self._refused_lately[reason] += 1
-        self._report.wake()
+        self._refusals.wake()
 
     def report_refusals(self) -> bool:
-        """Log the refusals since the last report, if there were any. Never wants to be called
+        """Report the refusals since the last report, if there were any. Never wants to be called
         again: the next refusal sees to that."""
         if self._refused_lately:
             count = self._refused_lately.total()
-            self.log.info("refused", count=count, **self._refused_lately)
+            self._report("refused", count=count, **self._refused_lately)
             self._refused_lately.clear()
         return False
 
-    def log_totals(self) -> None:
-        """Log what SIGUSR1 asks for."""
-        up, down = self.totals.up, self.totals.down
+    def sums(self) -> dict[str, int]:
+        """Give what SIGUSR1 asks for, the bytes of open connections included."""
+        totals = self.totals
+        up, down = totals.up, totals.down
         for watcher in self.poller.watchers():
             if isinstance(watcher, ClientEnd):
                 up += watcher.moved
                 down += watcher.peer.moved
-        totals = self.totals
-        self.log.reply(
-            "totals",
-            open=totals.open,
-            accepted=totals.accepted,
-            refused=totals.refused.total(),
-            bytes_up=up,
-            bytes_down=down,
-            **{f"refused_{reason}": count for reason, count in sorted(totals.refused.items())},
-        )
+        refused = {f"refused_{reason}": count for reason, count in sorted(totals.refused.items())}
+        return {
+            "open": totals.open,
+            "accepted": totals.accepted,
+            "refused": totals.refused.total(),
+            "bytes_up": up,
+            "bytes_down": down,
+            **refused,
+        }
 
     def close_all(self) -> int:
         """End all connections now; say how many there were."""

@@ -14,6 +14,11 @@ from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
 LARGEST_BATCH = 64
 """Connections accepted in a row before the others have their turn."""
 
+STINT = 16
+"""Connections that a worker accepts before it lets the others be woken first. The kernel wakes the
+workers always in the same order, and the first one that waits gets the connection: at light load
+that would be the same one each time. (nginx steps back after as many.)"""
+
 PAUSE = 0.1
 """Seconds without accepting when no descriptor is free: the queue keeps the connections."""
 
@@ -39,11 +44,15 @@ _OF_ONE_CLIENT = frozenset(
 
 
 class Listener:
-    """Accepts from one listening socket while it is open."""
+    """Accepts from one listening socket while it is open. ``shared``: so do other workers."""
 
-    def __init__(self, listening: socket.socket, connections: Connections) -> None:
+    def __init__(
+        self, listening: socket.socket, connections: Connections, shared: bool = False
+    ) -> None:
         self._socket = listening
         self._connections = connections
+        self._shared = shared
+        self._stint = STINT
         # As a plain number: the property converts it to an enumeration each time.
         self._family = int(listening.family)
         self._batch = 1
@@ -57,7 +66,10 @@ class Listener:
             # clients are found, and small records are not held back.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connections.poller.watch_listener(listening.fileno(), self)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._connections.poller.watch_listener(self._socket.fileno(), self, shared=self._shared)
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a listening socket is only ever readable
         """Accept a batch, larger each time that the queue outlasted the last.
@@ -66,12 +78,17 @@ class Listener:
         cost more than it tells.
         """
         turn = self._connections.poller.turn
-        self._batch = min(2 * self._batch, LARGEST_BATCH) if turn == self._last_turn + 1 else 1
+        largest = STINT if self._shared else LARGEST_BATCH
+        self._batch = min(2 * self._batch, largest) if turn == self._last_turn + 1 else 1
         self._last_turn = turn
         # The listening socket's own accept makes a socket.socket and its time-out with each call.
         accept = self._socket._accept  # type: ignore[attr-defined]
         family = self._family
         welcome = self._connections.welcome
+        if self._shared:
+            self._stint -= self._batch
+            if self._stint <= 0:
+                self._step_back()
         for _ in range(self._batch):
             try:
                 fd, address = accept()
@@ -86,6 +103,12 @@ class Listener:
                 self._pause()
                 return
             welcome(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), address)
+
+    def _step_back(self) -> None:
+        """Go to the end of the row of workers that are woken for a connection."""
+        self._stint = STINT
+        self._connections.poller.unwatch(self._socket.fileno())
+        self._watch()
 
     def _trouble(self, error: OSError) -> None:
         """Log an error of the system, once an episode."""
@@ -103,7 +126,7 @@ class Listener:
     def _go_on(self) -> None:
         if self._paused:
             self._paused = False
-            self._connections.poller.watch_listener(self._socket.fileno(), self)
+            self._watch()
 
     def resume(self) -> None:
         """Never called: what is left in the queue is a new event."""

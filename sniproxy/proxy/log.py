@@ -247,6 +247,11 @@ class Log:
         self.flush()
         self._sink.close()
 
+    def forsake(self) -> None:
+        """Close our copy of a log in a forked process: what still waits there is its owner's."""
+        self._backlog.clear()
+        self._sink.close()
+
     def reply(self, event: str, **fields: object) -> None:
         """Log what somebody has just asked for, whatever the level."""
         self._log(Priority.INFO, event, fields)

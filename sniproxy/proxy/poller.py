@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 ERROR = select.EPOLLERR
-HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Any of these says: read until the end of the stream, no further event will come."""
+HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+"""Any of these says: read until nothing is left, no further event will come. A read stops short at
+TCP's urgent byte (EPOLLPRI), though more has arrived behind it."""
 
-_EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _MAX_EVENTS = 256
 
 
@@ -64,9 +65,13 @@ class Poller(selectors.BaseSelector):
         self._epoll.register(fd, _EDGES | WRITE if write else _EDGES)
         self._place(fd, watcher)
 
-    def watch_listener(self, fd: int, watcher: Watcher) -> None:
-        """Register a listening socket, level-triggered: who shares it may leave us the rest."""
-        self._epoll.register(fd, READ)
+    def watch_listener(self, fd: int, watcher: Watcher, *, shared: bool) -> None:
+        """Register a listening socket, level-triggered: who shares it may leave us the rest.
+
+        Of several workers that have registered it as ``shared``, a connection wakes only one: the
+        first that waits, in the order in which they registered.
+        """
+        self._epoll.register(fd, READ | select.EPOLLEXCLUSIVE if shared else READ)
         self._place(fd, watcher)
 
     def replace(self, fd: int, watcher: Watcher) -> None:

@@ -36,7 +36,8 @@ PIPE_SIZE: Final = 1024 * 1024
 """Bytes; what an unprivileged process may ask for by default (pipe-max-size, proc(5))."""
 
 MAX_PIPES: Final = 32
-"""Half of the 64 large pipes that a user may have (pipe-user-pages-soft, pipe(7))."""
+"""Half of the 64 large pipes that a user may have (pipe-user-pages-soft, pipe(7)), shared out
+between the workers."""
 
 HALF_CLOSED_IDLE: Final = 600.0
 """Seconds without a byte after one direction has ended."""
@@ -72,19 +73,20 @@ class Pipe:
 
 
 class Pipes:
-    """The pipes of the process: at most MAX_PIPES, made when first needed."""
+    """The pipes of the process: at most ``limit``, made when first needed."""
 
-    __slots__ = ("_count", "_idle")
+    __slots__ = ("_count", "_idle", "_limit")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_PIPES) -> None:
         self._idle: list[Pipe] = []
         self._count = 0
+        self._limit = limit
 
     def take(self) -> Pipe | None:
         """Give an empty pipe, or None where none is to be had: then copy."""
         if self._idle:
             return self._idle.pop()
-        if self._count >= MAX_PIPES:
+        if self._count >= self._limit:
             return None
         try:
             pipe = Pipe()
@@ -125,11 +127,12 @@ class Relay:
         ended: "Callable[[ClientEnd, str, int, bool], None]",
         clock: Callable[[], float],
         later: Later,
+        workers: int = 1,
     ) -> None:
         self.poller = poller
         self.buffer = bytearray(BUFFER_SIZE)
         self.view = memoryview(self.buffer)
-        self.pipes = Pipes()
+        self.pipes = Pipes(max(1, MAX_PIPES // workers))
         self.half_closed: dict[ClientEnd, tuple[int, float]] = {}
         self._ended = ended
         self._clock = clock

@@ -5,17 +5,22 @@ from collections.abc import Mapping
 
 from sniproxy.proxy.log import Level
 
+MAX_WORKERS = 1024
+"""More than any machine has CPUs for; a slip of the pen must not fork without end."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment asks for. ``complaints`` names each bad value, one line each."""
+    """What the environment asks for. ``workers`` is None for as many as there are CPUs for us.
+    ``complaints`` names each bad value, one line each."""
 
     level: Level = Level.INFO
+    workers: int | None = None
     complaints: tuple[str, ...] = ()
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
-    """Read SNIPROXY_LOG; a bad value becomes a complaint and the default."""
+    """Read SNIPROXY_LOG and SNIPROXY_WORKERS; a bad value becomes a complaint and the default."""
     defaults = Settings()
     complaints: list[str] = []
 
@@ -28,4 +33,16 @@ def settings(environment: Mapping[str, str]) -> Settings:
         else:
             complaints.append(f"SNIPROXY_LOG={wish}: expected {', '.join(names)}; using info")
 
-    return Settings(level, tuple(complaints))
+    workers = defaults.workers
+    wish = environment.get("SNIPROXY_WORKERS", "")
+    if wish:
+        # Only these digits: int() takes more, and would take an age over a million of them.
+        if wish.isascii() and wish.isdecimal() and len(wish) < 6 and 1 <= int(wish) <= MAX_WORKERS:
+            workers = int(wish)
+        else:
+            complaints.append(
+                f"SNIPROXY_WORKERS={wish}: expected a number from 1 to {MAX_WORKERS}; "
+                "using one for each CPU"
+            )
+
+    return Settings(level, workers, tuple(complaints))

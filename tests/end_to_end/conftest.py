@@ -24,6 +24,13 @@ def hashed(command: list[str]) -> bool:
     return "(hashed)" in line.stdout
 
 
+@pytest.fixture(params=["1", "2"], ids=["one_worker", "two_workers"])
+def workers(request: pytest.FixtureRequest) -> str:
+    """How many processes are to proxy, as SNIPROXY_WORKERS says it."""
+    count: str = request.param
+    return count
+
+
 @pytest.fixture
 def tmp_path() -> Iterator[pathlib.Path]:
     """Give a folder with a short name: an address of a Unix socket has 107 bytes, of which the
@@ -35,7 +42,7 @@ def tmp_path() -> Iterator[pathlib.Path]:
 
 @pytest.fixture
 def start(
-    command: list[str], hashed: bool, tmp_path: pathlib.Path
+    command: list[str], hashed: bool, workers: str, tmp_path: pathlib.Path
 ) -> Iterator[Callable[..., Proxy]]:
     """Start a proxy; at the end it must stop without a traceback or an unexpected error."""
     running: list[Proxy] = []
@@ -51,7 +58,8 @@ def start(
         if listening is None:
             listening = socket.create_server(("127.0.0.1", 0), backlog=1000)
         sockets.append(listening)
-        proxy = Proxy(command, hosts, listening, environment, preexec)
+        variables = {"SNIPROXY_WORKERS": workers} | environment
+        proxy = Proxy(command, hosts, listening, variables, preexec)
         proxy.hashed = hashed
         running.append(proxy)
         return proxy

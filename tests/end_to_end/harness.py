@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 TIMEOUT = 20
@@ -77,6 +78,36 @@ class Proxy:
             if end:
                 client.shutdown(socket.SHUT_WR)
             return read_all(client)
+
+
+def children(pid: int) -> list[int]:
+    """Name the processes that a process has forked and that are still there, proc(5)."""
+    return [
+        int(one) for one in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+
+
+def memory(proxy: Proxy) -> int:
+    """Give the resident bytes of all processes of a proxy, proc(5)."""
+    total = 0
+    for pid in (proxy.process.pid, *children(proxy.process.pid)):
+        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that nothing tells of; fail when it takes too long."""
+    deadline = time.monotonic() + TIMEOUT
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def wait_for(proxy: Proxy, text: str) -> None:
+    """Wait until the log says it."""
+    wait_until(lambda: text in proxy.log)
 
 
 def directory_name(hashed: bool, host: str) -> str:

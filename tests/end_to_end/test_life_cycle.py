@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, read_all, read_exactly
+from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, read_all, read_exactly, wait_for
 from tests.hello import hello
 
 HELLO = hello("a.example")
@@ -119,15 +119,6 @@ def test_graceful_stop(start: Start, backend_of: Make, number: int) -> None:
             start(proxy.listening)
             backend.accept().sendall(b"late")
             assert read_exactly(late, 4) == b"late"
-
-
-def wait_for(proxy: Proxy, text: str) -> None:
-    """Wait until the log has a text, by inotify's poor relative: reading it again."""
-    deadline = 200_000
-    while text not in proxy.log:
-        deadline -= 1
-        assert deadline, proxy.log
-        os.sched_yield()
 
 
 def undecided_is_accepted(proxy: Proxy) -> None:

@@ -2,14 +2,21 @@
 
 import hashlib
 import os
-import pathlib
 import socket
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import Backend, Proxy, in_thread, read_all, read_exactly, reset
+from tests.end_to_end.harness import (
+    Backend,
+    Proxy,
+    in_thread,
+    memory,
+    read_all,
+    read_exactly,
+    reset,
+)
 from tests.hello import hello
 
 HELLO = hello("a.example")
@@ -125,20 +132,10 @@ def test_answer_arrives_though_the_backend_left_bytes_unread(
     assert read_all(client) == b"answer" * 10_000
 
 
-def memory(pid: int) -> int:
-    """Resident bytes of a process, proc(5)."""
-    line = next(
-        line
-        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        if line.startswith("Rss:")
-    )
-    return int(line.split()[1]) * 1024
-
-
 def test_back_pressure(proxy: Proxy, pair: tuple[socket.socket, socket.socket]) -> None:
     """A client that does not read stops the backend, at bounded memory, and loses nothing."""
     client, stream = pair
-    before = memory(proxy.process.pid)
+    before = memory(proxy)
     chunk = bytes(range(256)) * 4096
     stream.settimeout(1)
     sent = 0
@@ -148,7 +145,7 @@ def test_back_pressure(proxy: Proxy, pair: tuple[socket.socket, socket.socket]) 
     except TimeoutError:
         pass
     assert sent < 1 << 28
-    assert memory(proxy.process.pid) - before < 800_000
+    assert memory(proxy) - before < 800_000
     stream.close()
     received = 0
     while data := client.recv(1 << 20):

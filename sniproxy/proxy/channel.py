@@ -1,0 +1,54 @@
+"""The channel between the first process and one of its workers.
+
+A pair of sockets that keep messages apart. A message is the name of an event and its fields, as a
+line of the log has them; both ends are the same program, so they are marshalled. The end of the
+stream says that the other process has gone.
+"""
+
+import marshal
+import socket
+
+Fields = dict[str, "int | str"]
+Message = tuple[str, Fields]
+
+_MAX_MESSAGE = 64 * 1024
+
+
+class Channel:
+    """One end. Neither sending nor receiving ever waits."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+
+    @staticmethod
+    def pair() -> "tuple[Channel, Channel]":
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Channel(one), Channel(other)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, event: str, **fields: "int | str") -> bool:
+        """Send a message; say whether the other end can still get it."""
+        try:
+            self._socket.send(marshal.dumps((event, fields)))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> Message | None:
+        """Give the next message, None when the other end has gone. Raises BlockingIOError."""
+        try:
+            data = self._socket.recv(_MAX_MESSAGE)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return None
+        if not data:
+            return None
+        message: Message = marshal.loads(data)  # noqa: S302 - our own other half wrote it
+        return message

@@ -1,0 +1,176 @@
+"""The service: how the proxy starts, in one process or in several.
+
+Everything that is taken from outside is taken here, once: the environment, the listening sockets,
+standard error, the working directory. One process serves by itself; of several the first becomes
+the supervisor and each of the others, forked from it, a worker.
+"""
+
+import gc
+import os
+import resource
+import signal
+from collections.abc import Callable, MutableMapping, Sequence
+from socket import socket
+
+from sniproxy import __version__, flavour
+from sniproxy.proxy import log as logs
+from sniproxy.proxy import processors, supervisor
+from sniproxy.proxy.channel import Channel
+from sniproxy.proxy.inherited import (
+    listening_sockets,
+    replace_standard_descriptors,
+    same_file,
+)
+from sniproxy.proxy.notify import notify
+from sniproxy.proxy.server import Server
+from sniproxy.proxy.settings import settings
+from sniproxy.proxy.supervisor import Supervisor
+from sniproxy.resolver.hosts import Hosts
+
+_STANDARD_ERROR = 2
+
+
+def serve(environment: MutableMapping[str, str]) -> None:
+    """Run the proxy in the working directory until it is stopped.
+
+    Raises ``NoListeningSocket``, and OSError where the hosts directory can't be entered.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    wanted = settings(environment)
+    listening = listening_sockets(environment)
+    # Where standard error is the listening socket (inetd), nothing may be written to it.
+    to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in listening)
+    journal = logs.is_journal(_STANDARD_ERROR, environment)
+
+    def open_log() -> logs.Log:
+        if to_syslog:
+            return logs.Log(logs.SyslogSink(), wanted.level, prefixed=True)
+        return logs.Log(logs.sink_of(_STANDARD_ERROR), wanted.level, prefixed=journal)
+
+    log = open_log()
+    hosts = Hosts()
+    for one in listening:
+        replace_standard_descriptors(one, hosts.fileno())
+    for complaint in wanted.complaints:
+        log.warning("bad_setting", problem=complaint)
+    limit = _raise_descriptor_limit()
+    count = wanted.workers or _workers(hosts)
+    log.info(
+        "start",
+        version=__version__,
+        flavour="hashed" if flavour.HASHED else "plain",
+        pid=os.getpid(),
+        workers=count,
+        listen=",".join(_address(one) for one in listening),
+        descriptors=limit,
+    )
+
+    def tell(state: str) -> None:
+        notify(state, environment)
+
+    if count == 1:
+        _alone(Server(listening, hosts, log, log.info), log, tell)
+        return
+
+    def stopping() -> None:
+        tell("STOPPING=1")
+        for one in listening:
+            one.close()
+
+    # What was made up to now is shared by all workers, as long as nobody looks for garbage in it.
+    gc.collect()
+    gc.freeze()
+    channel = Supervisor(count, log, lambda: tell("READY=1"), stopping).run()
+    if channel is not None:
+        _work(channel, listening, hosts, open_log(), count)
+
+
+def _workers(hosts: Hosts) -> int:
+    """Count the workers where nobody says how many."""
+    # In a jail the hosts directory is the root itself, and what is called /proc and /sys there
+    # may be anybody's.
+    if os.path.samestat(os.stat("/"), os.fstat(hosts.fileno())):
+        return len(os.sched_getaffinity(0))
+    return processors.usable()
+
+
+def _alone(server: Server, log: logs.Log, tell: Callable[[str], None]) -> None:
+    """Serve in this process, the only one."""
+    loop = server.loop
+
+    def stop(number: signal.Signals) -> None:
+        if server.stopping:
+            server.stop_now(number.name)
+            return
+        tell("STOPPING=1")
+        server.stop(number.name)
+
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGINT, server.stop_now, signal.SIGINT.name)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+    tell("READY=1")
+    try:
+        server.run()
+    finally:
+        # One more signal must not find the loop half closed: it would print a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
+        server.close()
+
+
+def _work(
+    channel: Channel, listening: Sequence[socket], hosts: Hosts, log: logs.Log, count: int
+) -> None:
+    """Serve as one worker of ``count``, as the supervisor says."""
+
+    def report(event: str, **fields: int | str) -> None:
+        if not channel.send(event, **fields):
+            # There is nobody any more to make one line of all workers'.
+            log.info(event, **fields)
+
+    server = Server(listening, hosts, log, report, count)
+
+    def receive() -> None:
+        try:
+            message = channel.receive()
+        except BlockingIOError:
+            return
+        if message is None:
+            server.loop.remove_reader(channel.fileno())
+            log.warning("supervisor_gone", pid=os.getpid())
+            server.stop("supervisor_gone")
+            return
+        event, fields = message
+        if event == supervisor.SUMS:
+            channel.send(event, **server.sums())
+        elif event == supervisor.STOP:
+            server.stop(str(fields["reason"]))
+        else:
+            server.stop_now(str(fields["reason"]))
+
+    server.loop.add_reader(channel.fileno(), receive)
+    channel.send(supervisor.READY)
+    try:
+        server.run()
+    finally:
+        server.loop.remove_reader(channel.fileno())
+        server.close()
+        channel.close()
+
+
+def _raise_descriptor_limit() -> int:
+    """Raise the soft RLIMIT_NOFILE to the hard one, where that is allowed; give what holds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft
+    return hard
+
+
+def _address(listening: socket) -> str:
+    name = listening.getsockname()
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"unix:{os.fsdecode(name)}"

@@ -1,0 +1,301 @@
+"""The supervisor: the first of several processes. It proxies nothing itself.
+
+It forks the workers, which share the listening sockets, and keeps their number: one that died is
+started anew. It passes signals on, and makes one line of what the workers report. Only it listens
+to signals, because a service manager may send the same one to every process there is; a worker is
+told over its channel. A worker whose channel has ended finishes on its own.
+
+Processes are forked between two runs of the loop and never inside it: a worker goes its own way
+without a loop of its parent's on its stack.
+"""
+
+import asyncio
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sniproxy.proxy.channel import Channel, Fields
+from sniproxy.proxy.connection import REFUSALS_REPORT
+from sniproxy.proxy.log import Log
+from sniproxy.proxy.server import DRAIN, FLUSH
+from sniproxy.proxy.sweep import Sweep
+
+READY, STOP, STOP_NOW, SUMS = "ready", "stop", "stop_now", "totals"
+"""Messages: the first from a worker, the others to it. Whatever else a worker sends is an event for
+the log, as are its answers to STOP and SUMS, which have the same names."""
+
+SIGNALS = frozenset({signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD})
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+"""Seconds before a worker that died is started anew; each is twice the last, until one of its
+successors has lived for longer than the longest."""
+
+ANSWER = 1.0
+"""Seconds that a worker has to answer before the line is written without it."""
+
+GRACE = 0.3
+"""Seconds after ``DRAIN`` for workers to close what is left; then they are killed."""
+
+NOBODY = -1
+"""In place of a worker's number."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker process as the supervisor sees it."""
+
+    number: int
+    pid: int
+    channel: Channel
+    started: float
+    """Seconds of the monotonic clock."""
+
+
+@dataclass(slots=True)
+class _Question:
+    """An event that several workers report: what they said so far, who has not said it yet, and
+    the end of the time that they have for it."""
+
+    awaited: set[int]
+    fields: Fields = field(default_factory=dict)
+    deadline: asyncio.TimerHandle | None = None
+
+
+class Supervisor:
+    """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve,
+    ``stopping`` as soon as it is stopped: then our copies of the listening sockets are closed."""
+
+    def __init__(
+        self,
+        count: int,
+        log: Log,
+        ready: Callable[[], None],
+        stopping: Callable[[], None],
+    ) -> None:
+        self._log = log
+        self._ready = ready
+        self._when_stopping = stopping
+        # The poll selector: nothing of it is shared with the workers, as an epoll would be.
+        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        self._loop.set_exception_handler(lambda _loop, context: self._fault(context))
+        log.on_backlog = Sweep(self._loop.call_later, FLUSH, log.flush).wake
+        self._workers: dict[int, _Worker] = {}
+        self._pauses = [FIRST_PAUSE] * count
+        self._to_fork = list(range(count))
+        self._questions: dict[str, _Question] = {READY: _Question(set(range(count)))}
+        self._refused: Fields = {}
+        self._refusals = Sweep(self._loop.call_later, REFUSALS_REPORT, self._report_refusals)
+        self._stopping = False
+        self._over = False
+
+    def run(self) -> Channel | None:
+        """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
+        there signals are ignored and nothing of the supervisor is left but the log."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._stop, number)
+        self._loop.add_signal_handler(signal.SIGINT, self._stop_now, signal.SIGINT)
+        self._loop.add_signal_handler(signal.SIGUSR1, self._ask_for_sums)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        while not self._over:
+            while self._to_fork and not self._stopping:
+                channel = self._fork(self._to_fork.pop(0))
+                if channel is not None:
+                    return channel
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            self._loop.run_forever()
+            # One more signal must find neither the loop half closed nor a fork half done.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._report_refusals()
+        for event in ("connections_closed", "exit"):
+            fields = self._questions[event].fields
+            if fields:
+                self._log.info(event, **fields)
+        self._log.flush()
+        self._loop.close()
+        return None
+
+    # Workers.
+
+    def _fork(self, number: int) -> Channel | None:
+        """Start worker ``number``; give its channel in it."""
+        ours, theirs = Channel.pair()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            self._log.error("no_worker", worker=number, error=error.strerror or error)
+            self._fork_later(number)
+            return None
+        if pid:
+            theirs.close()
+            worker = _Worker(number, pid, ours, time.monotonic())
+            self._workers[number] = worker
+            self._loop.add_reader(ours.fileno(), self._receive, worker)
+            return None
+        ours.close()
+        for sibling in self._workers.values():
+            # With a copy of ours open, the sibling would not see the supervisor go.
+            sibling.channel.close()
+        self._loop.close()
+        for one in SIGNALS - {signal.SIGCHLD}:
+            signal.signal(one, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._log.forsake()
+        return theirs
+
+    def _fork_later(self, number: int) -> None:
+        pause = self._pauses[number]
+        self._pauses[number] = min(2 * pause, LONGEST_PAUSE)
+        self._loop.call_later(pause, self._fork_now, number)
+
+    def _fork_now(self, number: int) -> None:
+        if not self._stopping:
+            self._to_fork.append(number)
+            self._loop.stop()
+
+    def _reap(self) -> None:
+        """See which workers have ended."""
+        for worker in list(self._workers.values()):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                self._ended(worker, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, worker: _Worker, code: int) -> None:
+        while self._receive(worker):
+            pass
+        self._loop.remove_reader(worker.channel.fileno())
+        worker.channel.close()
+        del self._workers[worker.number]
+        if not self._stopping or code:
+            if time.monotonic() - worker.started > LONGEST_PAUSE:
+                self._pauses[worker.number] = FIRST_PAUSE
+            how = signal.Signals(-code).name if code < 0 else f"status_{code}"
+            again = "never" if self._stopping else self._pauses[worker.number]
+            self._log.error(
+                "worker_died",
+                worker=worker.number,
+                pid=worker.pid,
+                how=how,
+                again_in_seconds=again,
+            )
+        for event in self._questions.keys() - {READY}:
+            self._answered(event, worker.number)
+        if not self._stopping:
+            self._fork_later(worker.number)
+        elif not self._workers:
+            self._over = True
+            self._loop.stop()
+
+    # What workers say.
+
+    def _receive(self, worker: _Worker) -> bool:
+        """Take one message; say whether there was one."""
+        try:
+            message = worker.channel.receive()
+        except BlockingIOError:
+            return False
+        if message is None:
+            # It is ending; until it has, there is nothing more to be read.
+            self._loop.remove_reader(worker.channel.fileno())
+            return False
+        event, fields = message
+        if event == "refused":
+            _add(self._refused, fields)
+            self._refusals.wake()
+        elif event in self._questions:
+            _add(self._questions[event].fields, fields)
+            self._answered(event, worker.number)
+        return True
+
+    def _answered(self, event: str, number: int) -> None:
+        question = self._questions[event]
+        if number in question.awaited:
+            question.awaited.remove(number)
+            if not question.awaited:
+                self._conclude(event)
+
+    def _conclude(self, event: str) -> None:
+        """Act on what all workers have said, or on what some have said in time."""
+        question = self._questions.pop(event)
+        if question.deadline is not None:
+            question.deadline.cancel()
+        if event == READY:
+            self._ready()
+        elif event == SUMS:
+            # Somebody has just asked for it.
+            self._log.reply(event, **question.fields)
+        else:
+            self._log.info(event, **question.fields)
+
+    def _ask(self, event: str, **fields: str) -> None:
+        """Send a message to all workers, and conclude when they have answered or time is up."""
+        deadline = self._loop.call_later(ANSWER, self._conclude, event)
+        self._questions[event] = _Question(set(self._workers), {**fields}, deadline)
+        if not self._workers:
+            self._conclude(event)
+        for worker in self._workers.values():
+            worker.channel.send(event, **fields)
+
+    def _ask_for_sums(self) -> None:
+        if SUMS not in self._questions:
+            self._ask(SUMS)
+
+    def _report_refusals(self) -> bool:
+        if self._refused:
+            self._log.info("refused", **self._refused)
+            self._refused = {}
+        return False
+
+    # The end.
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Have all workers accept no more and finish; at the second signal, stop now."""
+        if self._stopping:
+            self._stop_now(number)
+            return
+        self._begin_to_stop()
+        self._ask(STOP, reason=number.name)
+        self._loop.call_later(DRAIN + GRACE, self._kill)
+
+    def _stop_now(self, number: signal.Signals) -> None:
+        if not self._stopping:
+            self._begin_to_stop()
+        for worker in self._workers.values():
+            worker.channel.send(STOP_NOW, reason=number.name)
+        self._loop.call_later(GRACE, self._kill)
+
+    def _begin_to_stop(self) -> None:
+        self._stopping = True
+        self._when_stopping()
+        for event in ("connections_closed", "exit"):
+            # Nobody's answer concludes these: ``run`` does, when all have left.
+            self._questions[event] = _Question({NOBODY})
+        if not self._workers:
+            self._over = True
+            self._loop.stop()
+
+    def _kill(self) -> None:
+        """End workers that do not end by themselves."""
+        for worker in self._workers.values():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def _fault(self, context: dict[str, object]) -> None:
+        """Log what asyncio would print with a traceback."""
+        error = context.get("exception")
+        self._log.error(
+            "unexpected_error", type=type(error).__name__, error=error or context.get("message")
+        )
+
+
+def _add(sum_: Fields, fields: Fields) -> None:
+    """Add numbers to those of the same name; a word just stands."""
+    for name, value in fields.items():
+        have = sum_.get(name, 0)
+        sum_[name] = have + value if isinstance(have, int) and isinstance(value, int) else value

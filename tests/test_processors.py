@@ -1,0 +1,53 @@
+"""How many CPUs we may use, from files like the kernel's."""
+
+import os
+import pathlib
+
+import pytest
+
+from sniproxy.proxy import processors
+
+
+def quota(folder: pathlib.Path, own: str, limits: dict[str, str]) -> float | None:
+    """Lay out /proc/self/cgroup and the groups below /sys/fs/cgroup; ask for the quota."""
+    (folder / "own").write_text(own)
+    for group, limit in limits.items():
+        (folder / "groups" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "groups" / group / "cpu.max").write_text(limit)
+    return processors.quota(str(folder / "own"), str(folder / "groups"))
+
+
+def test_the_least_of_all_groups_above(tmp_path: pathlib.Path) -> None:
+    limits = {"a/b": "300000 100000\n", "a": "150000 100000\n", "": "max 100000\n"}
+    assert quota(tmp_path, "0::/a/b\n", limits) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("own", "limits"),
+    [
+        ("0::/\n", {}),
+        ("0::/a\n", {"a": "max 100000\n"}),
+        ("0::/a\n", {"a": "nonsense\n"}),
+        ("0::/a\n", {"a": "1 0\n"}),
+        ("3:cpu:/a\n", {"a": "100000 100000\n"}),
+        ("", {}),
+    ],
+)
+def test_no_limit(tmp_path: pathlib.Path, own: str, limits: dict[str, str]) -> None:
+    assert quota(tmp_path, own, limits) is None
+
+
+def test_what_never_answers_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert processors.quota(str(tmp_path / "fifo"), str(tmp_path)) is None
+    assert processors.quota(str(tmp_path / "missing"), str(tmp_path)) is None
+
+
+def test_usable_is_at_most_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(processors, "quota", lambda: None)
+    assert processors.usable() == offered
+    monkeypatch.setattr(processors, "quota", lambda: offered + 7.5)
+    assert processors.usable() == offered
+    monkeypatch.setattr(processors, "quota", lambda: 0.2)
+    assert processors.usable() == 1
