@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -90,8 +90,13 @@ class Traced:
 
 
 @pytest.fixture
-def under_strace(command: list[str], hashed: bool, workers: str, tmp_path: pathlib.Path) -> Traced:
-    return Traced(command, hashed, tmp_path, SNIPROXY_WORKERS=workers)
+def under_strace(
+    command: list[str], hashed: bool, workers: str, tmp_path: pathlib.Path
+) -> Iterator[Traced]:
+    running = Traced(command, hashed, tmp_path, SNIPROXY_WORKERS=workers)
+    yield running
+    running.proxy.stop(signal.SIGTERM, signal.SIGHUP)
+    running.proxy.listening.close()
 
 
 def test_paths_of_the_start_and_of_each_connection(
