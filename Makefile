@@ -5,9 +5,15 @@ BIN = $(VENV)/bin
 ONCE ?=
 PYTEST ?=
 BENCH ?=
+HASHED ?=
+FLAVOURS = $(CURDIR)/dist/sniproxy $(CURDIR)/dist/sniproxy-hashed
+PREFIX ?= /usr/local
+DESTDIR ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench clean
+.PHONY: executable test-executable reproducible train dist
+.PHONY: install uninstall deb test-deployment
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -18,20 +24,55 @@ run: $(VENV)/.demo ## Show the proxy at work with real TLS backends (ONCE=1: lea
 test: $(VENV)/.test ## Run all tests from source (PYTEST="-k name" for some)
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: $(VENV)/.lint ## Check style and types
+executable: python ## Build dist/sniproxy, one static file (HASHED=1: dist/sniproxy-hashed)
+	$(PYTHON) launcher/build.py $(if $(filter-out 0,$(HASHED)),--hashed)
+
+test-executable: python $(VENV)/.test ## Build both flavours; run the end-to-end tests and the proofs on them
+	$(PYTHON) launcher/build.py
+	$(PYTHON) launcher/build.py --hashed
+	set -e; for file in $(FLAVOURS); do \
+	  $(BIN)/python -m pytest tests/end_to_end tests/executable --sniproxy="$$file" $(PYTEST); done
+
+reproducible: python ## Build the committed state twice, in two folders; the bytes must be the same
+	$(PYTHON) launcher/reproducible.py
+
+train: python ## Take the interpreter's profile anew, for this machine's architecture and compiler
+	$(PYTHON) launcher/build.py --train
+
+dist: python ## Make the archives for everybody, their bills of materials and SHA256SUMS
+	$(PYTHON) launcher/archives.py
+
+lint: $(VENV)/.lint ## Check style and types, and the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
-bench: $(VENV)/.demo ## Compare with nginx and HAProxy (BENCH="--quick" for a minute's worth)
-	$(BIN)/python bench/compare.py $(BENCH)
+bench: $(VENV)/.demo ## Compare with nginx, HAProxy and others (BENCH=--quick: in 1.5 minutes)
+	$(BIN)/python -m bench.compare $(BENCH)
+
+install: ## Install dist/sniproxy, units, manual pages (DESTDIR= PREFIX=/usr/local)
+	sh chroot/install '$(DESTDIR)' '$(PREFIX)'
+
+uninstall: ## Remove what install has installed
+	sh chroot/install --remove '$(DESTDIR)' '$(PREFIX)'
+
+deb: ## Pack dist/sniproxy as a Debian package into dist/
+	sh chroot/debian/build dist
+
+test-deployment: $(VENV)/.test ## Boot Debian 12 and 13 with dist/sniproxy installed and test it there
+	$(BIN)/python -m pytest tests/deployment $(PYTEST)
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-$(BIN)/python:
+.PHONY: python
+python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is missing or older than 3.11: install one, or say make PYTHON=..." >&2; exit 1; }
+
+$(BIN)/python: | python
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) can't make virtual environments: install python3-venv (Debian)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

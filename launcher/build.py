@@ -3,14 +3,17 @@
 
 What is made on the way lies in ``build/``; what was made from the same things before is kept.
 ``--train`` takes the interpreter's profile anew, for this machine's architecture and compiler.
+``--without`` leaves a measure out that makes the executable smaller or faster, to see what it
+brings (``measure.py`` does); such a build has a folder of its own below ``build/``.
 """
 
 import argparse
+import contextlib
 import fcntl
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +35,20 @@ class Places:
 
     root: Path
     build: Path
+    without: frozenset[str] = frozenset()
+
+    @property
+    def work(self) -> Path:
+        """Where that lies which differs between variants."""
+        return self._variant(self.without)
+
+    @property
+    def compiled(self) -> Path:
+        """The same for the interpreter, to which not every measure is of concern."""
+        return self._variant(self.without & interpreter.Recipe.MEASURES)
+
+    def _variant(self, without: frozenset[str]) -> Path:
+        return self.build / "-".join(["without", *sorted(without)]) if without else self.build
 
     @property
     def launcher(self) -> Path:
@@ -52,7 +69,7 @@ class Places:
 
     @property
     def tree(self) -> Path:
-        return self.build / "interpreter"
+        return self.compiled / "interpreter"
 
     def log(self, stage: str) -> Path:
         return self.build / "logs" / f"{stage}.log"
@@ -63,7 +80,9 @@ class Build:
 
     def __init__(self, places: Places) -> None:
         self.places = places
+        self.without = places.without
         self.stages = Stages(places.build / "stamps")
+        self.own_stages = Stages(places.work / "stamps")
         self.interpreter = interpreter.Interpreter(places.tree)
         self.tools = executable.Tools(places.build / "tools")
         self.compiler = commands.output_of(["gcc", "--version"]).splitlines()[0]
@@ -97,18 +116,21 @@ class Build:
         """Have the interpreter: minutes, but only when it is other than before."""
         places = self.places
         profile: Path | None = self.profile
-        if profile is None or not profile.exists():
+        recipe = interpreter.Recipe(self.without)
+        if "profile" in self.without:
+            profile = None
+        elif not self.profile.exists():
             print(f"interpreter: there is no profile {self.profile.name}: it will be a slower one")
             profile = None
-        inputs = [*interpreter.key(self.compiler), self.target, str(EPOCH)]
+        inputs = [*interpreter.key(self.compiler, recipe), self.target, str(EPOCH)]
 
         def work() -> None:
             log = places.log("interpreter")
-            interpreter.build(places.source, places.tree, EPOCH, profile, log)
+            interpreter.build(places.source, places.tree, EPOCH, profile, recipe, log)
 
         products = [self.interpreter.core, self.interpreter.python]
         key = digest(*inputs, places.origin, profile or "no profile")
-        self.stages.stage("interpreter", key, products, work)
+        Stages(places.compiled / "stamps").stage("interpreter", key, products, work)
 
     def install_tools(self) -> None:
         """Have PyOxidizer and idna, the pinned ones."""
@@ -123,23 +145,23 @@ class Build:
     def select(self) -> modules.Selection:
         """Follow the imports."""
         places = self.places
-        folders = [
-            places.root,
-            places.launcher / "stand_in",
-            self.interpreter.library,
-            self.tools.packages,
-        ]
+        stand_in = [] if "stand-ins" in self.without else [places.launcher / "stand_in"]
+        folders = [places.root, *stand_in, self.interpreter.library, self.tools.packages]
         ours = [name for name in modules.package_modules(places.package) if name != MAIN]
         builtins = interpreter.builtin_modules(places.tree)
         roots = [*modules.ROOTS, *ours, *modules.INTERPRETER_NEEDS, *modules.CODECS]
-        return modules.select(folders, roots, builtins, modules.NEVER_TAKEN)
+        selection = modules.select(folders, roots, builtins, modules.NEVER_TAKEN)
+        if "selection" in self.without:
+            files = {**modules.whole_library(self.interpreter.library), **selection.files}
+            return modules.Selection(files, selection.builtins)
+        return selection
 
     def pack(self, *, hashed: bool) -> Path:
         """Have the distribution and what PyOxidizer makes of it; give the folder of the latter."""
         places, flavour = self.places, "hashed" if hashed else "plain"
         selection = self.select()
         library, packages = _divide(selection, self.interpreter.library, places.launcher)
-        archive = places.build / "distribution" / "python.tar.zst"
+        archive = places.work / "distribution" / "python.tar.zst"
         log = places.log("distribution")
 
         key = digest(
@@ -148,14 +170,14 @@ class Build:
             self.interpreter.core,
             places.launcher / "chain" / "distribution.py",
         )
-        self.stages.stage(
+        self.own_stages.stage(
             "distribution",
             key,
             [archive],
             lambda: distribution.assemble(self.interpreter, library, archive, EPOCH, log),
         )
 
-        resources = places.build / f"resources-{flavour}"
+        resources = places.work / f"resources-{flavour}"
 
         def work() -> None:
             folder = places.build / "packages"
@@ -181,7 +203,7 @@ class Build:
             places.launcher / "chain" / "executable.py",
         )
         made = [resources / name for name in ("libpython3.a", "packed-resources")]
-        self.stages.stage(f"resources-{flavour}", whole, made, work)
+        self.own_stages.stage(f"resources-{flavour}", whole, made, work)
         return resources
 
     def link(self, resources: Path, output: Path) -> None:
@@ -201,9 +223,11 @@ class Build:
         def work() -> None:
             python = self.interpreter.python
             log = self.places.log("executable")
-            executable.link(launcher, resources, python, target, output, log)
+            executable.link(launcher, resources, python, target, output, log, self.without)
 
-        self.stages.stage(resources.name.replace("resources", "executable"), key, [output], work)
+        self.own_stages.stage(
+            resources.name.replace("resources", "executable"), key, [output], work
+        )
 
     def train(self) -> None:
         """Take the profile anew."""
@@ -220,6 +244,9 @@ class Build:
         interpreter.pack_profile(counting, self.profile)
         print(f"training: wrote {self.profile}")
 
+
+MEASURES = sorted(interpreter.Recipe.MEASURES | {"relocations", "selection", "stand-ins", "strip"})
+"""What makes the executable smaller or faster and can be left out, to see what it brings."""
 
 MAIN = "sniproxy.__main__"
 """For ``python3 -m``; the launcher does its work."""
@@ -238,31 +265,65 @@ def _divide(
     return standard, packages
 
 
+def make(output: Path, *, hashed: bool, without: frozenset[str] = frozenset()) -> str:
+    """Have the executable at ``output``; give what it says its version is.
+
+    Raises ``BuildFailure``."""
+    places = Places(ROOT, ROOT / "build", without)
+    with _alone(places):
+        build = Build(places)
+        build.source()
+        build.compile()
+        build.install_tools()
+        build.link(build.pack(hashed=hashed), output)
+        return executable.prove(output, {})
+
+
+def train() -> None:
+    """Take the interpreter's profile anew. Raises ``BuildFailure``."""
+    places = Places(ROOT, ROOT / "build")
+    with _alone(places):
+        build = Build(places)
+        build.source()
+        build.train()
+
+
+@contextlib.contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    """See that all is there that a build needs, and that no other build treads on this one."""
+    require(missing(os.environ))
+    places.build.mkdir(exist_ok=True)
+    with (places.build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def output_name(*, hashed: bool) -> str:
+    """Name the executable of a flavour."""
+    return "sniproxy-hashed" if hashed else "sniproxy"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Build; give the exit status."""
     parser = argparse.ArgumentParser(prog="build.py", description="Build the executable.")
     parser.add_argument("--hashed", action="store_true", help="the flavour with hashed host names")
     parser.add_argument("--output", type=Path, help="where it goes (dist/sniproxy[-hashed])")
     parser.add_argument("--train", action="store_true", help="take the interpreter's profile anew")
+    parser.add_argument(
+        "--without",
+        action="append",
+        choices=MEASURES,
+        default=[],
+        help="leave a measure out, to see what it brings",
+    )
     wanted = parser.parse_args(arguments)
-    name = "sniproxy-hashed" if wanted.hashed else "sniproxy"
-    output = (wanted.output or ROOT / "dist" / name).absolute()
-    places = Places(ROOT, ROOT / "build")
+    output = (wanted.output or ROOT / "dist" / output_name(hashed=wanted.hashed)).absolute()
     try:
-        require(missing(os.environ))
-        places.build.mkdir(exist_ok=True)
-        with (places.build / "lock").open("w") as lock:
-            # Two builds at once would tread on each other: the second waits.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            build = Build(places)
-            build.source()
-            if wanted.train:
-                build.train()
-                return 0
-            build.compile()
-            build.install_tools()
-            build.link(build.pack(hashed=wanted.hashed), output)
-            print(executable.prove(output, {}), f"{output.stat().st_size:,} bytes:", output)
+        if wanted.train:
+            train()
+        else:
+            version = make(output, hashed=wanted.hashed, without=frozenset(wanted.without))
+            print(version, f"{output.stat().st_size:,} bytes:", output)
     except BuildFailure as failure:
         print(f"build.py: {failure}", file=sys.stderr)
         return 1

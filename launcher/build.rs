@@ -4,7 +4,8 @@ use std::env;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=SNIPROXY_RESOURCES");
-    let folder = env::var("SNIPROXY_RESOURCES").expect("SNIPROXY_RESOURCES: launcher/build.py sets it");
+    let folder =
+        env::var("SNIPROXY_RESOURCES").expect("SNIPROXY_RESOURCES: launcher/build.py sets it");
     println!("cargo:rerun-if-changed={folder}/libpython3.a");
     println!("cargo:rustc-link-search=native={folder}");
     println!("cargo:rustc-link-lib=static:-bundle=python3");

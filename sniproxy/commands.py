@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from sniproxy.tools.output import complain, tell
 from sniproxy.version import version_line
 
 _USAGE = """\
@@ -24,6 +25,7 @@ LISTEN_FDS) is the listening socket. There are no options but these:
 Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
 Environment:    SNIPROXY_LOG=error|info|connections, SNIPROXY_WORKERS=NUMBER
 See also:       sniproxy-listen, sniproxy-check and sniproxy-hostname, each with --help
+Manual:         man 8 sniproxy
 """
 
 USAGE_ERROR = 2
@@ -34,61 +36,56 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     """Run the proxy; give the exit status."""
     if arguments:
         return _answer(arguments)
-    # Until the loop has taken the signals over, Ctrl-C ends the process without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_at_interrupt()
     from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
     from sniproxy.proxy.service import serve  # noqa: PLC0415
 
     try:
         serve(os.environ)
     except NoListeningSocket as error:
-        _complain(str(error))
+        complain(f"sniproxy: {error}")
         return USAGE_ERROR
     except OSError as error:
-        _complain(f"can't start: {error}")
+        complain(f"sniproxy: can't start: {error}")
         return FAILURE
     return 0
+
+
+def _end_at_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, until a loop takes the signal over.
+
+    Where it is ignored (a job in the background), it stays so, for the commands that we start too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answer(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--version"]:
-        return _tell(version_line("sniproxy") + "\n")
+        return 0 if tell(version_line("sniproxy") + "\n") else FAILURE
     if list(arguments) in (["--help"], ["-h"]):
-        return _tell(_USAGE)
-    _complain(f"unknown argument {arguments[0]!r}: there are no options, try sniproxy --help")
+        return 0 if tell(_USAGE) else FAILURE
+    wrong = arguments[1] if arguments[0] in ("--version", "--help", "-h") else arguments[0]
+    complain(f"sniproxy: unknown argument {wrong!a}: there are no options, try sniproxy --help")
     return USAGE_ERROR
 
 
-def _tell(text: str) -> int:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except (OSError, AttributeError):
-        return FAILURE
-    return 0
-
-
-def _complain(text: str) -> None:
-    """Write one line to standard error, if there is one."""
-    try:
-        os.write(2, f"sniproxy: {text}\n".encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass
-
-
 def run_hostname(arguments: Sequence[str]) -> int:
+    _end_at_interrupt()
     from sniproxy.tools import hostname  # noqa: PLC0415
 
     return hostname.main(arguments)
 
 
 def run_check(arguments: Sequence[str]) -> int:
+    _end_at_interrupt()
     from sniproxy.tools import check  # noqa: PLC0415
 
     return check.main(arguments)
 
 
 def run_listen(arguments: Sequence[str]) -> int:
+    _end_at_interrupt()
     from sniproxy.tools import listen  # noqa: PLC0415
 
     return listen.main(arguments)

@@ -4,11 +4,15 @@ import json
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from sniproxy.tools.check import main
+from tests.end_to_end.harness import Backend
+from tests.processes import in_child
 
 
 @pytest.fixture
@@ -90,3 +94,177 @@ def test_table_and_usage(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as left:
         main(["/no/such/directory"])
     assert left.value.code == 2
+
+
+def test_links(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Links are followed as the kernel does, wherever on the way to the socket they are."""
+    with listen(hosts / "real.example"):
+        (hosts / "linked.example").symlink_to("real.example")
+        (hosts / "deep").mkdir()
+        (hosts / "deep" / "host").mkdir()
+        (hosts / "deep" / "socket").symlink_to("../real.example/tls-socket")
+        # Relative to where the directory is, not to the link that led there.
+        (hosts / "deep" / "host" / "tls-socket").symlink_to("../socket")
+        (hosts / "through.example").symlink_to("deep/host")
+        (hosts / "middle").symlink_to(hosts / "deep")
+        (hosts / "late.example").symlink_to("middle/host")
+        (hosts / "outside.example").symlink_to(f"../{hosts.name}/../elsewhere")
+        (hosts / "swap.example").mkdir()
+        (hosts / "swap.example" / "tls-socket").symlink_to("gone.sock")
+        status, found = look(capsys)
+    assert status == 1
+    for name in ("linked.example", "through.example"):
+        assert found[name]["accepts"], found[name]
+        assert (found[name]["problems"], found[name]["notes"]) == ([], [])
+    assert found["late.example"]["accepts"]
+    assert found["late.example"]["problems"] == [
+        "middle is an absolute link: it leads elsewhere inside a chroot, use deep"
+    ]
+    notes = found["outside.example"]["notes"]
+    assert notes == [f"a link leads out of the hosts directory: {hosts.parent}/elsewhere"]
+    assert found["swap.example"]["problems"] == ["tls-socket is a dangling link"]
+
+
+def test_a_full_queue_is_a_note(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (hosts / "busy.example").mkdir()
+    backend = Backend(hosts / "busy.example", backlog=0)
+    with socket.socket(socket.AF_UNIX) as first:
+        first.connect("busy.example/tls-socket")
+        status, found = look(capsys)
+    backend.close()
+    assert status == 0
+    assert found["busy.example"]["accepts"]
+    assert "queue is full" in str(found["busy.example"]["notes"])
+
+
+def test_headers(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(hosts / "both.example"), listen(hosts / "one.example"):
+        for version in (1, 2):
+            (hosts / "both.example" / f"send-proxy-v{version}").touch()
+        (hosts / "one.example" / "send-proxy-v1").mkdir()
+        (hosts / "one.example" / "send-proxy-v2").symlink_to("nowhere")
+        status, found = look(capsys)
+    assert status == 0
+    assert found["both.example"]["proxy_header"] == "v2"
+    assert "send-proxy-v2 wins" in str(found["both.example"]["notes"])
+    assert found["one.example"]["proxy_header"] == "v1"
+    assert found["one.example"]["notes"] == [
+        "send-proxy-v2 is a dangling link: it counts as absent"
+    ]
+
+
+def test_odd_names(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a directory entry may be called is listed once, and can be read by any program."""
+    long = ".".join(["b" * 60] * 4)
+    with listen_by_short_name(hosts / long):
+        names = [b"\xff\xfe", b"a\nb", b"b\xc3\xbccher.example", b"-", b"x" * 255, b"lost+found"]
+        for name in names:
+            os.mkdir(os.fsencode(hosts) + b"/" + name)
+        status, found = look(capsys)
+    assert status == 1
+    assert set(found) == {
+        long, "\\xff\\xfe", "a\\x0ab", "bücher.example", "-", "x" * 255, "lost+found"
+    }  # fmt: skip
+    assert found[long]["accepts"]
+    assert "rename it to xn--bcher-kva.example" in str(found["bücher.example"]["problems"])
+    assert not any(one["asked_for"] for name, one in found.items() if name != long)
+    assert main([]) == 1
+    assert capsys.readouterr().out.count("\n") == 8
+
+
+def listen_by_short_name(directory: pathlib.Path) -> socket.socket:
+    directory.mkdir()
+    backend = Backend(directory)
+    return backend.listening
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from sniproxy.commands import sniproxy_check as c; sys.exit(c())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
+def test_permission_is_that_of_the_user(hosts: pathlib.Path) -> None:
+    with listen(hosts / "shut.example"), listen(hosts / "mute.example"), listen(hosts / "a.b"):
+        # Everybody may come as far as the hosts directory.
+        for parent in hosts.parents[:-2]:
+            parent.chmod(parent.stat().st_mode | 0o111)
+        hosts.chmod(0o755)
+        (hosts / "shut.example").chmod(0o700)
+        (hosts / "mute.example" / "tls-socket").chmod(0o700)
+        (hosts / "a.b" / "tls-socket").chmod(0o777)
+        (hosts / "behind.example").symlink_to("shut.example/inner")
+        (hosts / "Bücher.example").mkdir()
+        as_root = run("--json")
+        assert as_root.returncode == 1  # for the last two
+        as_nobody = run("--json", "--user", "nobody", str(hosts))
+        assert as_nobody.returncode == 1
+        found = {one["name"]: one for one in json.loads(as_nobody.stdout)}
+        assert found["a.b"]["problems"] == []
+        assert found["a.b"]["backend_user"] == "root"
+        denied = "permission denied to uid 65534: it lacks "
+        assert found["shut.example"]["problems"] == [denied + "x on shut.example"]
+        assert found["mute.example"]["problems"] == [denied + "w on tls-socket"]
+        assert found["behind.example"]["problems"][0].startswith("permission denied")
+        words = "is not canonical: rename it to xn--bcher-kva.example"
+        assert words in found["Bücher.example"]["problems"]
+        hosts.chmod(0o711)
+        unreadable = run("--user", "65534")
+        assert unreadable.returncode == 2
+        assert "can't look into it: Permission denied" in unreadable.stderr
+    for user in ("no-such-user", "9" * 30, "9" * 5000):
+        done = run("--user", user)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+    def work() -> None:
+        os.setuid(65534)
+        with pytest.raises(SystemExit, match="2"):
+            main(["--user", "0", "/"])
+
+    in_child(work)
+
+
+def test_a_directory_that_is_none(hosts: pathlib.Path) -> None:
+    (hosts / "file").touch()
+    for name, words in (
+        ("file", "Not a directory"),
+        ("", "No such file"),
+        ("x" * 5000, "too long"),
+    ):
+        done = run(name)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a jail")
+def test_inside_a_jail_an_absolute_link_is_one_of_the_jail(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listen(hosts / "real.example"):
+        (hosts / "linked.example").symlink_to("/real.example")
+        (hosts / "wrong.example").symlink_to(hosts / "real.example")
+
+        def work() -> None:
+            os.chroot(".")
+            os.chdir("/")
+            _, found = look(capsys)
+            well = [name for name, one in found.items() if not one["problems"]]
+            assert well == ["linked.example", "real.example"]
+
+        in_child(work)
+
+
+def test_an_empty_directory_is_well(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == 0
+    assert capsys.readouterr().out == "0 hosts, 0 well, 0 not\n"
+    assert main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []

@@ -1,6 +1,8 @@
 """Host names to directory names, by the rules of UTS #46 as browsers apply them."""
 
 import io
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -50,6 +52,11 @@ def test_valid(name: str, expected: str) -> None:
         "x" * 64,
         ".".join(["x" * 60] * 5),
         "\ud800",
+        "\0",
+        "\u00ad",
+        "a\u00ad" * 501,
+        "ü" * 60,
+        "b\u200c.example",
     ],
 )
 def test_invalid(name: str) -> None:
@@ -74,3 +81,38 @@ def test_standard_input(
     out, err = capsys.readouterr()
     assert out == "a.example\n"
     assert err.count("\n") == 1
+
+
+def run(script: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    program = "import sys; from sniproxy.commands import sniproxy_hostname as c; sys.exit(c())"
+    words = ["/bin/sh", "-c", script, "sh", sys.executable, "-c", program, *arguments]
+    return subprocess.run(
+        words, check=False, capture_output=True, text=True, timeout=60, input=text
+    )
+
+
+def test_odd_standard_input() -> None:
+    for redirection in ("<&-", "0>/dev/null"):
+        done = run(f'"$@" {redirection}')
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("sniproxy-hostname: can't read names from standard input: ")
+        assert done.stderr.count("\n") == 1
+    done = run('"$@"', text="x" * 10_000_000 + "\r\n A.Example \r\n")
+    assert (done.returncode, done.stdout) == (1, "a.example\n")
+    assert len(done.stderr) < 200
+
+
+def test_an_answer_comes_as_soon_as_its_line() -> None:
+    program = "import sys; from sniproxy.commands import sniproxy_hostname as c; sys.exit(c())"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for _ in range(2):
+            process.stdin.write("FAẞ.de\n".encode())
+            process.stdin.flush()
+            assert process.stdout.readline() == b"xn--fa-hia.de\n"
+        # Ctrl-C is no error of the program's.
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from launcher.chain.failure import BuildFailure
 BUILD = Path(__file__).resolve().parent.parent / "launcher" / "build.py"
 
 
-def missing(environment: dict[str, str], *absent: str) -> list[str]:
+def missing(
+    environment: dict[str, str], *absent: str, version: str = "rustc 1.85.0 (4d91de4e4 2025-02-17)"
+) -> list[str]:
     return requirements.missing(
         environment,
         find_tool=lambda tool: None if tool in absent else f"/usr/bin/{tool}",
         has_file=lambda file: file not in absent,
         has_module=lambda name: name not in absent,
+        says_version=lambda: version,
     )
 
 
@@ -36,6 +40,18 @@ def test_nothing_is_missing_where_all_is_there() -> None:
 )
 def test_what_is_missing_is_named_with_its_package(absent: str, line: str) -> None:
     assert missing({}, absent) == [line]
+
+
+def test_a_rust_that_is_too_old_is_named() -> None:
+    (line,) = missing({}, version="rustc 1.63.0")
+    assert line.startswith("rustc 1.85 or newer, here is 1.63: rustc and cargo (Debian 13)")
+    assert missing({}, version="rustc 2.0.0") == []
+
+
+def test_the_crate_asks_for_the_same_rust() -> None:
+    with (BUILD.parent / "Cargo.toml").open("rb") as file:
+        asked = tomllib.load(file)["package"]["rust-version"]
+    assert asked == ".".join(map(str, requirements.RUST))
 
 
 def test_a_named_source_needs_no_apt() -> None:

@@ -1,7 +1,9 @@
 """sniproxy-listen: what the command that it becomes has in its hands."""
 
 import json
+import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -56,7 +58,16 @@ def test_errors() -> None:
     assert run("127.0.0.1:0", "/etc/passwd").returncode == 126
     assert run("true").returncode == 2
     assert run("127.0.0.1:0").returncode == 2
-    for address in ("127.0.0.1:65536", "256.1.1.1:1", "[::g]:1"):
+    assert run("--backlog", "0", "127.0.0.1:0", "true").returncode == 2
+    assert run("--backlog", "9" * 5000, "127.0.0.1:0", "true").returncode == 2
+    assert run("--directory", "/no/such/directory", "127.0.0.1:0", "true").returncode == 1
+    for user in ("no-such-user", "9" * 30, "9" * 5000):
+        done = run("--user", user, "127.0.0.1:0", "true")
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    for address in ("127.0.0.1:65536", "256.1.1.1:1", "[::1.2]:1", "unix:", "unix:" + "x" * 200):
+        with pytest.raises(ListenError):
+            listening_socket(address, 1)
+    for address in (":" + "9" * 5000, "unix:/no/such/directory/socket"):
         with pytest.raises(ListenError):
             listening_socket(address, 1)
 
@@ -66,3 +77,45 @@ def test_any_address_takes_both_families() -> None:
         port = listening.getsockname()[1]
         for address in ("127.0.0.1", "::1"):
             socket.create_connection((address, port), 20).close()
+
+
+def test_a_socket_file_that_is_there_already(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "socket").touch()
+    done = run(f"unix:{tmp_path}/socket", "true")
+    assert (done.returncode, "remove it if nobody listens there" in done.stderr) == (1, True)
+
+
+def test_an_ipv6_address_takes_no_ipv4_clients() -> None:
+    with listening_socket("[::1]:0", 5) as listening:
+        assert listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+def test_the_command_gets_clean_hands() -> None:
+    """No descriptor but standard ones, and SIGPIPE as every program expects it."""
+    show = "import os; print(sorted(map(int, os.listdir('/proc/self/fd'))))"
+    done = run("127.0.0.1:0", sys.executable, "-c", show)
+    assert done.stdout == "[0, 1, 2, 3]\n"  # 3 is the listing's own
+    done = run("127.0.0.1:0", "grep", "SigIgn", "/proc/self/status")
+    ignored = int(done.stdout.split()[1], 16)
+    assert not ignored & 1 << (signal.SIGPIPE - 1)
+
+
+def test_with_standard_descriptors_closed(tmp_path: pathlib.Path) -> None:
+    """The sockets may then have low numbers of their own: still each arrives where it should."""
+    out = tmp_path / "out"
+    program = "import sys; from sniproxy.commands import sniproxy_listen as c; sys.exit(c())"
+    words = [sys.executable, "-c", program, "127.0.0.1:0", "[::1]:0", "--", sys.executable]
+    words += ["-W", "ignore", "-c", SHOW.replace("print(", "open(sys.argv[1], 'w').write(")]
+    script = '"$@" <&- >&- 2>&-'
+    subprocess.run(["/bin/sh", "-c", script, "sh", *words, str(out)], check=True, timeout=60)
+    mine, names, _ = json.loads(out.read_text())
+    assert mine
+    assert [name[0] for name in names] == ["127.0.0.1", "::1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_user() -> None:
+    done = run("--user", "nobody", "127.0.0.1:0", "id", "-u")
+    assert done.stdout == "65534\n"
+    done = run("--user", "12345", "127.0.0.1:0", "sh", "-c", "id -u; id -g; id -G")
+    assert done.stdout == "12345\n" * 3

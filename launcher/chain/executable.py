@@ -8,15 +8,13 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import commands
 from .distribution import target_triple
 from .failure import BuildFailure
-
-PYOXIDIZER_VERSION = "0.24.0"
 
 PYO3_CONFIGURATION = """\
 implementation=CPython
@@ -33,11 +31,12 @@ every symbol, after which the linker can drop none."""
 LINKING = (
     "-Ctarget-feature=+crt-static",
     "-Crelocation-model=pie",
-    # Relative relocations packed: a tenth of the file, and of the work at the start.
-    "-Clink-arg=-Wl,-z,pack-relative-relocs",
     # A build-id is a digest of things that are stripped later on.
     "-Clink-arg=-Wl,--build-id=none",
 )
+
+RELOCATIONS = ("-Clink-arg=-Wl,-z,pack-relative-relocs",)
+"""Relative relocations packed: a tenth of the file, and of the work at the start."""
 
 REFUSED = (
     "LD_PRELOAD",
@@ -87,11 +86,6 @@ def install_tools(folder: Path, requirements: Path, log: Path) -> Tools:
         requirements,
     ]
     commands.run([*pip, *pinned], log=log)
-    if not tools.pyoxidizer.exists():
-        # PyPI has PyOxidizer compiled for x86_64 alone; elsewhere cargo compiles the same version,
-        # verifying each crate by the digest in the lock file that it comes with.
-        install: list[str | Path] = ["cargo", "install", "--locked", "--no-track", "--root", folder]
-        commands.run([*install, f"pyoxidizer@{PYOXIDIZER_VERSION}"], log=log)
     return tools
 
 
@@ -156,20 +150,33 @@ def replace_if_other(fresh: Path, kept: Path) -> None:
     shutil.copyfile(fresh, kept)
 
 
-def link(crate: Path, resources: Path, python: Path, target: Path, output: Path, log: Path) -> None:
-    """Compile the launcher ``crate`` with ``resources``; put the executable at ``output``."""
+def link(
+    crate: Path,
+    resources: Path,
+    python: Path,
+    target: Path,
+    output: Path,
+    log: Path,
+    without: Collection[str] = (),
+) -> None:
+    """Compile the launcher ``crate`` with ``resources``; put the executable at ``output``.
+
+    ``without`` names measures to leave out, to see what each brings: relocations, strip."""
     configuration = target / "pyo3-configuration.txt"
     target.mkdir(parents=True, exist_ok=True)
     text = PYO3_CONFIGURATION.format(python=python)
     # cargo compiles pyo3 again for each newer file, whatever it holds.
     if not configuration.exists() or configuration.read_text() != text:
         configuration.write_text(text)
+    flags = [*LINKING, *(() if "relocations" in without else RELOCATIONS)]
     environment = {
         "SNIPROXY_RESOURCES": str(resources),
         "PYO3_CONFIG_FILE": str(configuration),
-        "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*LINKING, *_remapping(crate, target.parent)]),
+        "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*flags, *_remapping(crate, target.parent)]),
         "CARGO_INCREMENTAL": "0",
     }
+    if "strip" in without:
+        environment["CARGO_PROFILE_RELEASE_STRIP"] = "none"
     triple = target_triple()
     command = ["cargo", "build", "--release", "--locked", "--target", triple]
     commands.run(

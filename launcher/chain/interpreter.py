@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from . import commands
 from .failure import BuildFailure
@@ -25,13 +26,14 @@ CONFIGURE = (
     "ac_cv_header_zlib_h=no",
 )
 
-FLAGS = (
-    # Code for a static executable that is position independent: what static-pie needs, and no more.
-    "-fPIE",
-    # Each function and each datum in a section of its own, for the linker to drop the unused ones.
-    "-ffunction-sections",
-    "-fdata-sections",
-)
+POSITION = ("-fPIE",)
+"""Code for a static executable that is position independent: what static-pie needs, no more."""
+
+SECTIONS = ("-ffunction-sections", "-fdata-sections")
+"""Each function and each datum in a section of its own, for the linker to drop the unused ones."""
+
+UNWINDING = ("-fno-asynchronous-unwind-tables",)
+"""No tables for unwinding: nothing throws through this code."""
 
 OPT = "-DNDEBUG -fwrapv -O2 -Wall"
 """What stands in for configure's own, which has -g (twice the time to compile, stripped anyway)."""
@@ -40,7 +42,8 @@ LTO = ("-flto=2", "-ffat-lto-objects")
 """Link-time optimisation, which takes place where the objects are merged. They are fat, for the
 programs that CPython's own build links and runs on the way to take the plain half of each."""
 
-MERGE = ("-flto=2", "-flinker-output=nolto-rel", "-O2")
+MERGE = ("-O2",)
+LTO_MERGE = ("-flto=2", "-flinker-output=nolto-rel")
 
 PROFILED = (
     "-fprofile-use",
@@ -110,26 +113,50 @@ def setup_local(extensions: dict[str, tuple[str, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def key(compiler: str) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The compiler's flags; ``without`` names measures to leave out, to see what each brings."""
+
+    without: frozenset[str] = frozenset()
+
+    MEASURES: ClassVar[frozenset[str]] = frozenset({"lto", "profile", "sections", "unwinding"})
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of every object that is compiled for the product, but for the profile's."""
+        measures = {"sections": SECTIONS, "unwinding": UNWINDING, "lto": LTO}
+        kept = (flags for name, flags in measures.items() if name not in self.without)
+        return (*POSITION, *(flag for flags in kept for flag in flags))
+
+    @property
+    def merge(self) -> tuple[str, ...]:
+        """The flags of merging the objects."""
+        return MERGE if "lto" in self.without else (*MERGE, *LTO_MERGE)
+
+
+def key(compiler: str, recipe: Recipe) -> tuple[str, ...]:
     """Name everything besides the source and the profile that the interpreter depends on."""
-    flags = (*FLAGS, *LTO, *MERGE, *PROFILED)
+    flags = (*recipe.flags, *recipe.merge, *PROFILED)
     return (compiler, *CONFIGURE, *flags, OPT, setup_local(EXTENSIONS))
 
 
-def build(source: Path, tree: Path, epoch: int, profile: Path | None, log: Path) -> Interpreter:
+def build(
+    source: Path, tree: Path, epoch: int, profile: Path | None, recipe: Recipe, log: Path
+) -> Interpreter:
     """Compile the unpacked ``source`` in a copy of it, the new folder ``tree``, with what the
     archive ``profile`` says of which code runs often."""
-    flags = [*FLAGS, *LTO, *(PROFILED if profile else ())]
+    flags = [*recipe.flags, *(PROFILED if profile else ())]
     # The programs on the way need no optimising: their links take the plain half of the objects.
     interpreter = _compile(source, tree, epoch, flags, ("-fno-lto",), profile, log)
     check_table(tree)
-    _merge(interpreter, log)
+    _merge(interpreter, recipe, log)
     return interpreter
 
 
 def build_counting(source: Path, tree: Path, epoch: int, log: Path) -> Interpreter:
     """Compile an interpreter that writes beside its objects how often each branch was taken."""
-    return _compile(source, tree, epoch, (*FLAGS, *COUNTING), COUNTING, None, log)
+    flags = (*POSITION, *SECTIONS, *UNWINDING, *COUNTING)
+    return _compile(source, tree, epoch, flags, COUNTING, None, log)
 
 
 def _compile(
@@ -167,7 +194,7 @@ def _compile(
     return Interpreter(tree)
 
 
-def _merge(interpreter: Interpreter, log: Path) -> None:
+def _merge(interpreter: Interpreter, recipe: Recipe, log: Path) -> None:
     """Link libpython's objects into one, all but the table, which PyOxidizer makes anew."""
     tree = interpreter.tree
     rest = tree / "core.a"
@@ -175,7 +202,8 @@ def _merge(interpreter: Interpreter, log: Path) -> None:
     commands.run(["gcc-ar", "d", rest, "config.o"], log=log)
     whole = ["-Wl,--whole-archive", rest.name, "-Wl,--no-whole-archive"]
     output = ["-o", interpreter.core.name]
-    commands.run(["gcc", "-r", "-nostdlib", *FLAGS, *MERGE, *output, *whole], folder=tree, log=log)
+    flags = [*recipe.flags, *recipe.merge]
+    commands.run(["gcc", "-r", "-nostdlib", *flags, *output, *whole], folder=tree, log=log)
     rest.unlink()
 
 

@@ -130,6 +130,10 @@ NEVER_TAKEN: dict[str, str] = {
 """Modules that an import in the code names and that are left out, each with the reason."""
 
 
+TESTS = {"test", "tests", "idle_test", "lib2to3", "__pycache__"}
+"""Folders of Python's library that nobody would take along."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The modules that go in: name to source file (packages by their ``__init__.py``), and the
@@ -174,6 +178,18 @@ def select(
             "NEVER_TAKEN (modules.py) why no command ever gets there."
         )
     return Selection(dict(sorted(files.items())), frozenset(reached))
+
+
+def whole_library(library: Path) -> dict[str, Path]:
+    """Name every module of Python's ``library`` but its tests, for comparison."""
+    files = {}
+    for file in sorted(library.rglob("*.py")):
+        below = file.relative_to(library)
+        if TESTS & set(below.parts) or "-" in str(below):
+            continue
+        parts = below.parent.parts if file.name == "__init__.py" else below.with_suffix("").parts
+        files[".".join(parts)] = file
+    return files
 
 
 def _leading_nowhere(

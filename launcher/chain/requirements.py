@@ -5,10 +5,17 @@ All are looked for before anything starts, so that nobody waits for minutes to l
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 
+from . import commands
 from .failure import BuildFailure
+
+RUST = (1, 85)
+"""The oldest Rust that compiles the launcher's crates (Cargo.toml says so too)."""
+
+RUST_PACKAGES = "rustc and cargo (Debian 13), rustc-web and cargo-web (Debian 12), or rustup.rs"
 
 TOOLS = {
     "gcc": "gcc",
@@ -17,8 +24,8 @@ TOOLS = {
     "make": "make",
     "tar": "tar",
     "zstd": "zstd",
-    "cargo": "rustc and cargo 1.70 or newer, from your distribution or from rustup.rs",
-    "rustc": "rustc and cargo 1.70 or newer, from your distribution or from rustup.rs",
+    "cargo": RUST_PACKAGES,
+    "rustc": RUST_PACKAGES,
 }
 """What every build runs, and the Debian package of it."""
 
@@ -33,15 +40,28 @@ FILES = {
 MODULES = {"venv": "python3-venv", "ensurepip": "python3-venv"}
 
 
+def rust_version() -> str:
+    """Give what the Rust compiler says its version is."""
+    return commands.output_of(["rustc", "--version"])
+
+
 def missing(
     environment: Mapping[str, str],
     find_tool: Callable[[str], str | None] = shutil.which,
     has_file: Callable[[str], bool] = os.path.exists,
     has_module: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None,
+    says_version: Callable[[], str] = rust_version,
 ) -> list[str]:
     """List what the build needs and the machine has not, one ``what: where to get it`` each."""
     tools = TOOLS if environment.get("PYTHON_SOURCE") else {**TOOLS, **DEBIAN_TOOLS}
+    old = []
+    if find_tool("rustc") is not None:
+        found = re.search(r"(\d+)\.(\d+)", says_version())
+        if found is None or (int(found[1]), int(found[2])) < RUST:
+            wanted = ".".join(map(str, RUST))
+            old = [f"rustc {wanted} or newer, here is {found and found[0]}: {RUST_PACKAGES}"]
     return [
+        *old,
         *(f"{tool}: {package}" for tool, package in tools.items() if find_tool(tool) is None),
         *(f"{file}: {package}" for file, package in FILES.items() if not has_file(file)),
         *(f"python3 -m {name}: {pack}" for name, pack in MODULES.items() if not has_module(name)),

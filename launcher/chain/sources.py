@@ -115,7 +115,8 @@ def unpack_debian(workshop: Path, tree: Path, log: Path) -> Origin:
             continue
         (description_file,) = download.glob("*.dsc")
         shutil.rmtree(tree, ignore_errors=True)
-        commands.run(["dpkg-source", "-x", "--no-check", description_file, tree], log=log)
+        unpack = ["dpkg-source", "-x", "--no-check", "--no-copy", description_file, tree]
+        commands.run(unpack, log=log)
         with description_file.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return Origin(description_file.name, version, sha256)

@@ -5,10 +5,16 @@
 //! "/"), so nothing may be looked for in the file system. The settings that see to it are in
 //! `pyoxidizer.bzl`, from which the included file is made; here is what can't be said there.
 
+#![no_main]
+
 use pyembed::{MainPythonInterpreter, OxidizedPythonInterpreterConfig};
 use std::{
     env,
     ffi::{c_char, c_int, c_void, OsString},
+    fmt,
+    io::{self, Write},
+    mem,
+    os::{fd::AsRawFd, unix::net::UnixDatagram},
     path::PathBuf,
     process::exit,
     ptr, slice,
@@ -38,7 +44,14 @@ extern "C" {
     static mut PyImport_FrozenModules: *const FrozenModule;
     static _PyImport_FrozenBootstrap: *const FrozenModule;
     static _PyImport_FrozenStdlib: *const FrozenModule;
+    fn signal(number: c_int, action: usize) -> usize;
 }
+
+const SIGPIPE: c_int = 13;
+const SIG_IGN: usize = 1;
+
+/// The highest of the standard descriptors.
+const STANDARD_ERROR: i32 = 2;
 
 /// List the interpreter's own frozen modules where PyOxidizer's importer looks for them.
 ///
@@ -62,20 +75,46 @@ fn list_frozen_modules() {
     }
 }
 
-fn main() {
+/// Have something behind each of the standard descriptors, so that a log line never gets into
+/// what is opened later. What is put there takes no byte: a socket without an address.
+fn occupy_standard_descriptors() {
+    while let Ok(socket) = UnixDatagram::unbound() {
+        if socket.as_raw_fd() > STANDARD_ERROR {
+            return;
+        }
+        mem::forget(socket);
+    }
+}
+
+/// Where the C library starts us.
+///
+/// The trap: Rust's own start opens /dev/null for each standard descriptor that is closed. Below a
+/// chroot that may be somebody else's file, and where there is none the process aborts.
+#[no_mangle]
+pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    occupy_standard_descriptors();
+    // As Python does when it starts by itself: a write to a pipe without a reader is an error, and
+    // not the end. Sound: no handler of ours runs.
+    unsafe { signal(SIGPIPE, SIG_IGN) };
     list_frozen_modules();
     let zone = env::var_os("TZ");
     // The trap: CPython asks for the time zone when it starts, and glibc opens /etc/localtime. A lone
     // colon is the one value for which it opens nothing (even "" and "UTC0" are looked for).
     env::set_var("TZ", ":");
     let interpreter = MainPythonInterpreter::new(configuration()).unwrap_or_else(|error| {
-        eprintln!("sniproxy: the interpreter does not start: {error}");
+        complain(format_args!("the interpreter does not start: {error}"));
         exit(INTERNAL_ERROR)
     });
     let status = run(&interpreter, zone);
     // Ends the interpreter, which writes out what standard output still holds.
     drop(interpreter);
-    exit(status)
+    status
+}
+
+/// Write a line to standard error, if it takes one.
+fn complain(text: fmt::Arguments) {
+    // The trap: eprintln! panics where nothing can be written, as on a listening socket.
+    let _ = writeln!(io::stderr(), "sniproxy: {text}");
 }
 
 fn configuration() -> OxidizedPythonInterpreterConfig<'static> {
@@ -113,7 +152,7 @@ fn run(interpreter: &MainPythonInterpreter, zone: Option<OsString>) -> i32 {
                 // SystemExit carries a status; anything else should have ended further in.
                 let code = error.value(py).getattr("code").and_then(|code| code.extract());
                 code.unwrap_or_else(|_| {
-                    eprintln!("sniproxy: internal error: {error}");
+                    complain(format_args!("internal error: {error}"));
                     INTERNAL_ERROR
                 })
             }

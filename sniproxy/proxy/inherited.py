@@ -10,6 +10,7 @@ from collections.abc import MutableMapping
 
 STANDARD_INPUT = 0
 _FIRST_LISTEN_FD = 3
+_LONGEST_COUNT = 9
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
@@ -32,10 +33,10 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     if passed["LISTEN_PID"] != str(os.getpid()) or passed["LISTEN_FDS"] in ("", "0"):
         raise NoListeningSocket(
             f"standard input is not a listening socket ({refusal}): start sniproxy from systemd, "
-            "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`"
+            "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`; manual: man 8 sniproxy"
         )
     count = passed["LISTEN_FDS"]
-    if not count.isdecimal():
+    if not count.isdecimal() or len(count) > _LONGEST_COUNT:
         raise NoListeningSocket(f"LISTEN_FDS is {count!r}: expected a number, sd_listen_fds(3)")
     descriptors = range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + int(count))
     for fd in descriptors:

@@ -15,14 +15,14 @@ import re
 import socket
 import stat
 import struct
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sniproxy import flavour
 from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.tools.listen import ListenError, become
+from sniproxy.tools.output import shown, tell
 from sniproxy.version import version_line
 
 _HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
@@ -36,6 +36,12 @@ _NOT_HOSTS = frozenset(
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 _WRONG_TYPE = {errno.EPROTOTYPE, errno.ENOTSOCK}
+
+CANNOT_TELL = 2
+"""Exit status where it is not known whether all is well; argparse's for a usage error."""
+
+_MOST_LINKS = 40
+"""Symbolic links that the kernel follows in one path, path_resolution(7)."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -71,8 +77,7 @@ def _passed_over(name: str) -> bool:
 def _examine(name: str, hosts: Hosts) -> Finding:
     finding = Finding(name)
     _examine_name(finding)
-    for path in (name, f"{name}/{naming.SOCKET}"):
-        _examine_link(finding, path)
+    _examine_links(finding, f"{name}/{naming.SOCKET}")
     try:
         is_directory = stat.S_ISDIR(os.stat(name).st_mode)
     except OSError:
@@ -81,10 +86,14 @@ def _examine(name: str, hosts: Hosts) -> Finding:
         finding.problems.append("is not a directory: a host is a directory with a tls-socket")
         return finding
     _examine_socket(finding, hosts)
-    version = hosts.proxy_version_of(name)
+    version = hosts.proxy_version(name)
     finding.proxy_header = f"v{version}" if version else "none"
     if version == 2 and os.access(f"{name}/{naming.SEND_PROXY_V1}", os.F_OK):
         finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
+    for header in (naming.SEND_PROXY_V1, naming.SEND_PROXY_V2):
+        path = f"{name}/{header}"
+        if os.path.islink(path) and not os.path.exists(path):
+            finding.notes.append(f"{header} is a dangling link: it counts as absent")
     return finding
 
 
@@ -110,33 +119,49 @@ def _examine_name(finding: Finding) -> None:
         finding.problems.append("can never be asked for: it is no host name")
 
 
-def _examine_link(finding: Finding, path: str) -> None:
-    """Follow symbolic links one by one, as far as they can be read."""
-    seen: set[str] = set()
-    while path not in seen:
-        seen.add(path)
-        try:
-            target = os.readlink(path)
-        except OSError:
-            return
-        if os.path.isabs(target):
-            relative = os.path.relpath(target, os.path.dirname(os.path.abspath(path)))
+def _examine_links(finding: Finding, path: str) -> None:
+    """Look at the symbolic links that lead to a socket, wherever on the way they are."""
+    top = os.getcwd()
+    end = top
+    for link, target, where in _links(top, path):
+        end = where
+        if os.path.isabs(target) and top != "/":
+            relative = os.path.relpath(target, os.path.dirname(link))
             finding.problems.append(
-                f"{_shown(path)} is an absolute link: it leads elsewhere inside a chroot, "
-                f"use {_shown(relative)}"
+                f"{shown(os.path.relpath(link, top))} is an absolute link: it leads elsewhere "
+                f"inside a chroot, use {shown(relative)}"
             )
             return
-        path = os.path.normpath(os.path.join(os.path.dirname(path), target))
-        if path.startswith("../"):
-            finding.notes.append(f"a link leads out of the hosts directory: {_shown(path)}")
-            return
+    if os.path.commonpath((top, end)) != top:
+        finding.notes.append(f"a link leads out of the hosts directory: {shown(end)}")
+
+
+def _links(top: str, path: str) -> Iterator[tuple[str, str, str]]:
+    """Resolve ``path`` below ``top`` as path_resolution(7) does, as far as it can be read.
+
+    Gives each link's own path, its target, and where it leads to.
+    """
+    here, rest, count = top, path.split("/"), 0
+    while rest and count < _MOST_LINKS:
+        name = rest.pop(0)
+        there = os.path.normpath(os.path.join(here, name))
+        try:
+            target = os.readlink(there)
+        except OSError:
+            here = there
+            continue
+        count += 1
+        yield there, target, os.path.normpath(os.path.join(here, target))
+        if os.path.isabs(target):
+            here = "/"
+        rest = target.split("/") + rest
 
 
 def _examine_socket(finding: Finding, hosts: Hosts) -> None:
     path = f"{finding.name}/{naming.SOCKET}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as backend:
         try:
-            hosts.connect_to(finding.name, backend)
+            hosts.connect(finding.name, backend)
         except BlockingIOError:
             finding.accepts = True
             finding.notes.append("the accept queue is full: the backend is busy or hangs")
@@ -169,25 +194,22 @@ def _reason(path: str, error: OSError) -> str:
     if error.errno == errno.ENOENT:
         for link in (directory, path):
             if os.path.islink(link):
-                return f"{_shown(os.path.basename(link))} is a dangling link"
+                return f"{shown(os.path.basename(link))} is a dangling link"
         return "there is no tls-socket"
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return (
-            "permission denied: connecting takes x on the directory and w on the socket "
-            f"(as uid {os.geteuid()})"
-        )
+        missing = "something on the way that its links lead"
+        if not os.access(directory, os.X_OK):
+            missing = f"x on {shown(directory)}"
+        elif not os.access(path, os.W_OK):
+            missing = f"w on {naming.SOCKET}"
+        return f"permission denied to uid {os.geteuid()}: it lacks {missing}"
     if error.errno == errno.ELOOP:
         return "the links lead in a circle"
     return f"can't connect: {error.strerror or error}"
 
 
-def _shown(text: str) -> str:
-    """Escape what a terminal must not get to see."""
-    return text.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
-
-
 def _table(results: Sequence[Finding]) -> str:
-    width = max((len(_shown(result.name)) for result in results), default=0)
+    width = max((len(shown(result.name)) for result in results), default=0)
     lines = []
     for result in results:
         state = "ok  " if not result.problems else "FAIL"
@@ -196,17 +218,32 @@ def _table(results: Sequence[Finding]) -> str:
             who = result.backend_user or "a busy backend"
             words.append(f"accepts as {who}, PROXY header {result.proxy_header}")
         words += result.problems + [f"note: {note}" for note in result.notes]
-        lines.append(f"{state} {_shown(result.name):{width}}  {'; '.join(words)}")
+        lines.append(f"{state} {shown(result.name):{width}}  {'; '.join(words)}")
     well = sum(not result.problems for result in results)
     lines.append(f"{len(results)} hosts, {well} well, {len(results) - well} not")
     return "\n".join(lines)
+
+
+def _json(results: Sequence[Finding]) -> str:
+    """Write what programs read: names as in the table, since JSON has no bytes."""
+    objects = [dataclasses.asdict(result) | {"name": shown(result.name)} for result in results]
+    return json.dumps(objects, indent=2)
+
+
+def _load_everything() -> None:
+    """Import what is otherwise imported when it is needed: that user may not reach our files."""
+    from sniproxy.tools.hostname import to_ascii  # noqa: PLC0415
+
+    for name in ("b\u00fccher", "\u0645\u062b\u0627\u0644", "\u0915\u094d\u200d\u0937"):
+        to_ascii(name)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sniproxy-check",
         description="Say for each entry of a hosts directory whether sniproxy can serve it.",
-        epilog="Exit status: 0 if all is well, 1 if not, 2 for a usage error. ",
+        epilog="Manual: man 8 sniproxy-check. Exit status: 0 if all is well, 1 if not, 2 if it "
+        "can't tell.",
     )
     parser.add_argument("--version", action="version", version=version_line("sniproxy-check"))
     parser.add_argument("--json", action="store_true", help="print an array of objects instead")
@@ -218,19 +255,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         os.chdir(options.directory)
         if options.user is not None:
+            _load_everything()
             become(options.user)
         results = findings()
     except ListenError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{options.directory!a}: can't look into it: {error.strerror}")
-    if options.json:
-        text = json.dumps([dataclasses.asdict(result) for result in results], indent=2)
-    else:
-        text = _table(results)
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not tell((_json(results) if options.json else _table(results)) + "\n"):
+        return CANNOT_TELL
     return 1 if any(result.problems for result in results) else 0

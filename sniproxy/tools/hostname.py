@@ -7,6 +7,7 @@ used, since they exclude names that browsers ask for (emoji).
 """
 
 import argparse
+import errno
 import os
 import sys
 import unicodedata
@@ -16,10 +17,15 @@ import idna
 
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 from sniproxy.resolver.naming import directory_name
+from sniproxy.tools.output import complain, tell
 from sniproxy.version import version_line
 
 MAX_LABEL = 63
 """Bytes: "Labels must be 63 characters or less" (RFC 1035 section 2.3.1)."""
+
+MAX_INPUT = 1000
+"""Characters that are looked at: four times what a valid name can have, since some are mapped to
+nothing; Punycode takes time with the square of its input."""
 
 _ACE_PREFIX = "xn--"
 _RIGHT_TO_LEFT = {"R", "AL", "AN"}
@@ -33,6 +39,8 @@ def to_ascii(name: str) -> str:
     """Give the A-labels of ``name`` without a trailing dot. Raises InvalidNameError."""
     if not name:
         raise InvalidNameError("is empty")
+    if len(name) > MAX_INPUT:
+        raise InvalidNameError(f"has {len(name)} characters: {MAX_LENGTH} bytes are allowed")
     try:
         mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
     except (idna.IDNAError, UnicodeError) as error:
@@ -123,6 +131,8 @@ def _names(arguments: Sequence[str]) -> Iterable[str]:
     if arguments:
         yield from arguments
         return
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     # readline, so that somebody who types names sees each answer at once.
     for line in iter(sys.stdin.buffer.readline, b""):
         name = line.strip().decode("utf-8", "surrogateescape")
@@ -134,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sniproxy-hostname",
         description="Print the name of the directory that sniproxy looks for, one line a name.",
-        epilog="Exit status: 0 if all names are valid, 1 if not.",
+        epilog="Manual: man 1 sniproxy-hostname. Exit status: 0 if all names are valid, 1 if not.",
     )
     parser.add_argument("--version", action="version", version=version_line("sniproxy-hostname"))
     parser.add_argument(
@@ -144,14 +154,17 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for name in _names(parser.parse_args(arguments).names):
             try:
-                sys.stdout.write(directory_name(to_ascii(name)) + "\n")
-                sys.stdout.flush()
+                if not tell(directory_name(to_ascii(name)) + "\n"):
+                    return 1
             except InvalidNameError as error:
                 status = 1
-                sys.stderr.write(f"sniproxy-hostname: {name!a} {error}\n")
-                sys.stderr.flush()
-    except BrokenPipeError:
-        # Nobody reads on; nor may the interpreter try to flush the rest at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+                complain(f"sniproxy-hostname: {_excerpt(name)} {error}")
+    except OSError as error:
+        complain(f"sniproxy-hostname: can't read names from standard input: {error.strerror}")
+        return 1
     return status
+
+
+def _excerpt(name: str) -> str:
+    """Show a name, or the start of one that would fill the screen."""
+    return ascii(name) if len(name) <= MAX_LENGTH else f"{name[:60]!a}..."

@@ -9,16 +9,23 @@ import fcntl
 import os
 import pwd
 import re
+import signal
 import socket
-import sys
 from collections.abc import Sequence
 
+from sniproxy.tools.output import complain
 from sniproxy.version import version_line
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
 
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)|(?P<any>\*?)):(?P<port>\d+)")
+_LARGEST_BACKLOG = 2**31 - 1
+"""listen(2) takes an int."""
+
+_ADDRESS = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+)|(?P<any>\*?)):(?P<port>[0-9]+)"
+)
+_PORT_DIGITS = 5
 _UNIX = "unix:"
 _FIRST_LISTEN_FD = 3
 
@@ -41,9 +48,12 @@ def listening_socket(address: str, backlog: int) -> socket.socket:
     ``127.0.0.1:8443``, ``[::1]:8443``, ``:443`` or ``*:443`` (IPv6 and IPv4), ``unix:PATH``.
     """
     if address.startswith(_UNIX):
-        return _bound(socket.AF_UNIX, address.removeprefix(_UNIX), address, backlog)
+        path = address.removeprefix(_UNIX)
+        if not path:
+            raise ListenError(f"{address!a}: expected unix:PATH")
+        return _bound(socket.AF_UNIX, path, address, backlog)
     match = _ADDRESS.fullmatch(address)
-    if match is None or int(match["port"]) > 65535:
+    if match is None or len(match["port"]) > _PORT_DIGITS or int(match["port"]) > 65535:
         raise ListenError(f"{address!a}: expected ADDRESS:PORT with a port up to 65535")
     port = int(match["port"])
     family = socket.AF_INET if match["v4"] else socket.AF_INET6
@@ -68,8 +78,11 @@ def _bound(family: int, where: tuple[str, int] | str, address: str, backlog: int
         listening.listen(backlog)
     except OSError as error:
         listening.close()
+        in_use = "somebody else has it: stop that, or choose another"
+        if family == socket.AF_UNIX:
+            in_use = "there is such a file already: remove it if nobody listens there"
         hints = {
-            errno.EADDRINUSE: "somebody else has it: stop that, or choose another",
+            errno.EADDRINUSE: in_use,
             errno.EACCES: "a port below 1024 or a protected directory needs more rights",
             errno.EADDRNOTAVAIL: "no interface of this machine has that address",
         }
@@ -108,8 +121,18 @@ def become(user: str) -> None:
         os.setuid(uid)
     except KeyError:
         raise ListenError(f"--user {user!a}: there is no such user") from None
+    except (OverflowError, ValueError):
+        raise ListenError(f"--user {user!a}: no user has such a number") from None
     except OSError as error:
         raise ListenError(f"--user {user!a}: {error.strerror} (only root may change)") from None
+
+
+def _backlog(text: str) -> int:
+    """Read the number of connections that may wait."""
+    digits = text if text.isdecimal() and len(text) <= len(str(_LARGEST_BACKLOG)) else "0"
+    if not 1 <= int(digits) <= _LARGEST_BACKLOG:
+        raise argparse.ArgumentTypeError(f"{text!a} is no number from 1 to {_LARGEST_BACKLOG}")
+    return int(digits)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -118,10 +141,17 @@ def main(arguments: Sequence[str]) -> int:
         usage="sniproxy-listen [OPTION…] ADDRESS:PORT… [--] COMMAND [ARGUMENT…]",
         description="Bind, listen, and run COMMAND with the socket as its standard input; several "
         "sockets are passed as LISTEN_FDS.",
-        epilog="Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 and IPv4), unix:PATH. ",
+        epilog="Manual: man 8 sniproxy-listen. Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 "
+        "and IPv4), unix:PATH.",
     )
     parser.add_argument("--version", action="version", version=version_line("sniproxy-listen"))
-    parser.add_argument("--backlog", type=int, default=BACKLOG, help="default: %(default)s")
+    parser.add_argument(
+        "--backlog",
+        type=_backlog,
+        default=BACKLOG,
+        metavar="NUMBER",
+        help="connections that may wait to be accepted (default: %(default)s)",
+    )
     parser.add_argument("--directory", help="change to this directory first")
     parser.add_argument("--user", help="run COMMAND as this user, after binding")
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -143,17 +173,19 @@ def main(arguments: Sequence[str]) -> int:
         if options.user is not None:
             become(options.user)
     except ListenError as error:
-        sys.stderr.write(f"sniproxy-listen: {error}\n")
+        complain(f"sniproxy-listen: {error}")
         return 1
     except OSError as error:
-        sys.stderr.write(f"sniproxy-listen: --directory {options.directory!a}: {error.strerror}\n")
+        complain(f"sniproxy-listen: --directory {options.directory!a}: {error.strerror}")
         return 1
     pass_on(sockets)
+    # Python ignores it, and what is ignored stays so for the command.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvp(words[0], words)
     except FileNotFoundError:
-        sys.stderr.write(f"sniproxy-listen: {words[0]!a}: no such command\n")
+        complain(f"sniproxy-listen: {words[0]!a}: no such command")
         return _NOT_FOUND
     except OSError as error:
-        sys.stderr.write(f"sniproxy-listen: {words[0]!a}: {error.strerror}\n")
+        complain(f"sniproxy-listen: {words[0]!a}: {error.strerror}")
         return _NOT_EXECUTABLE

@@ -1,9 +1,11 @@
 """Fixtures of the end-to-end tests."""
 
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -27,6 +29,15 @@ def workers(request: pytest.FixtureRequest) -> str:
     """How many processes are to proxy, as SNIPROXY_WORKERS says it."""
     count: str = request.param
     return count
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[pathlib.Path]:
+    """Give a folder with a short name: an address of a Unix socket has 107 bytes, of which the
+    directory of a hashed host takes 43."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sniproxy-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+"""What the tools print: to standard output for programs and people, to standard error for people.
+
+Either may be closed, full, or a pipe that nobody reads. Then the exit status tells it, and never a
+traceback; only this module knows how.
+"""
+
+import os
+import sys
+
+
+def tell(text: str) -> bool:
+    """Write to standard output at once; say whether that worked."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except AttributeError:  # it was closed before we were started
+        return False
+    except BrokenPipeError:
+        _give_up()  # whoever read has seen enough: no reason to say a word
+        return False
+    except (OSError, UnicodeError, ValueError) as error:
+        _give_up()
+        complain(f"can't write to standard output: {getattr(error, 'strerror', None) or error}")
+        return False
+    return True
+
+
+def complain(text: str) -> None:
+    """Write one line to standard error, if there is one."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        pass
+
+
+def shown(name: str) -> str:
+    """Write a file's name so that it can neither command a terminal nor be taken for another.
+
+    What is printable stands for itself, ``\\`` for ``\\\\``, other bytes for ``\\xNN``.
+    """
+    text = os.fsencode(name).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(
+        one if one.isprintable() else "".join(f"\\x{byte:02x}" for byte in one.encode())
+        for one in text
+    )
+
+
+def _give_up() -> None:
+    """Let the interpreter not try to flush the rest at its exit, and fail again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = None  # as if it had been closed

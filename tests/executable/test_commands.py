@@ -1,0 +1,97 @@
+"""One file serves every command, by the last component of the name that it is called by."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from tests.end_to_end.harness import TIMEOUT, directory_name
+
+COMMANDS = ("sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen")
+
+
+@pytest.fixture(params=COMMANDS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def link(executable: pathlib.Path, tmp_path: pathlib.Path, name: str) -> pathlib.Path:
+    path = tmp_path / name
+    path.symlink_to(executable)
+    return path
+
+
+def run(path: pathlib.Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(path), *arguments], capture_output=True, text=True, check=False, timeout=TIMEOUT
+    )
+
+
+def test_each_name_is_a_command(link: pathlib.Path, name: str, hashed: bool) -> None:
+    flavour = "hashed" if hashed else "plain"
+    done = run(link, "--version")
+    words = done.stdout.split()
+    assert (words[0], words[2:], done.stderr) == (name, [f"({flavour})"], "")
+    assert f"usage: {name}" in run(link, "--help").stdout
+
+
+def test_another_name_is_the_proxy(executable: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "proxy-443"
+    path.symlink_to(executable)
+    assert run(path, "--version").stdout.startswith("sniproxy ")
+
+
+@pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
+def test_host_names(link: pathlib.Path, hashed: bool) -> None:
+    done = run(link, "🕸💍.ws", "FAß.de")
+    names = ("xn--sr8hvo.ws", "xn--fa-hia.de")
+    assert done.stdout.splitlines() == [directory_name(hashed, name) for name in names]
+
+
+@pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
+def test_an_interrupt_ends_it_without_a_word(link: pathlib.Path) -> None:
+    with subprocess.Popen(
+        [link], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a.example\n")
+        process.stdin.flush()
+        assert process.stdout.readline().endswith(b"\n")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, errors) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("name", ["sniproxy-check"], indirect=True)
+def test_check(link: pathlib.Path, hashed: bool, tmp_path: pathlib.Path) -> None:
+    hosts = tmp_path / "checked"
+    directory = hosts / directory_name(hashed, "a.example")
+    directory.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(str(directory / "tls-socket"))
+        backend.listen()
+        done = run(link, str(hosts))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert run(link, str(hosts)).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["sniproxy-listen"], indirect=True)
+def test_listen_gives_the_command_its_environment_back(link: pathlib.Path) -> None:
+    for zone in ({}, {"TZ": "Antarctica/Troll"}):
+        environment = {"PATH": os.environ["PATH"], "COLOUR": "grün", **zone}
+        done = subprocess.run(
+            [link, "127.0.0.1:0", "env", "-0"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=TIMEOUT,
+        )
+        assert sorted(done.stdout.rstrip("\0").split("\0")) == sorted(
+            f"{key}={value}" for key, value in environment.items()
+        )

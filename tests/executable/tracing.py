@@ -1,0 +1,72 @@
+"""Tracing: which paths a program touches, as strace(1) tells."""
+
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Sequence
+
+import pytest
+
+CALLS = "%file,fchdir,connect,accept4"
+"""Every system call that takes a path, what else changes or uses one, and accept4, from which on a
+proxy is at work."""
+
+_LINE = re.compile(r"(\d+) +(\w+)\((.*)")
+_PATH = re.compile(r'"((?:[^"\\]|\\.)*)"')
+PATIENCE = 200_000
+"""How often the trace is read again before a test gives up."""
+
+
+def traced(command: Sequence[str], trace: pathlib.Path, *options: str) -> list[str]:
+    """Give a command that runs ``command`` as the same process, its calls written to ``trace``."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is missing: install strace")
+    return [
+        "strace",
+        "-D",
+        "-f",
+        "-o",
+        str(trace),
+        "-e",
+        f"trace={CALLS}",
+        *options,
+        "--",
+        *command,
+    ]
+
+
+def finished(trace: pathlib.Path, pid: int) -> list[str]:
+    """Wait for the last line of the process ``pid``; give all lines."""
+    for _ in range(PATIENCE):
+        text = trace.read_text() if trace.exists() else ""
+        if re.search(rf"^{pid} +\+\+\+ ", text, re.MULTILINE):
+            return text.splitlines()
+        os.sched_yield()
+    raise AssertionError(text)
+
+
+def touched(lines: Sequence[str]) -> set[tuple[str, str]]:
+    """List what was touched: system call and path. A call about a descriptor has no path."""
+    found = set()
+    for line in lines:
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        _, call, arguments = match.groups()
+        path = _PATH.search(arguments)
+        if call == "fchdir":
+            found.add((call, ""))
+        elif call != "accept4" and path and path[1]:
+            found.add((call, path[1]))
+    return found
+
+
+def phases(lines: Sequence[str]) -> list[list[str]]:
+    """Cut a proxy's trace: before the first accepted connection, then a phase for each."""
+    cut: list[list[str]] = [[]]
+    for line in lines:
+        if re.search(r" accept4\(.* = \d", line) or " accept4 resumed" in line:
+            cut.append([])
+        cut[-1].append(line)
+    return cut

@@ -1,0 +1,63 @@
+"""Which bytes are a host name, against a plain statement of the rule."""
+
+import os
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sniproxy.parser.host_name import MAX_LENGTH, canonical
+
+ALLOWED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-."
+
+
+def rule(name: bytes) -> bool:
+    """1 to 254 bytes of those allowed, no label empty or with a hyphen in front."""
+    labels = name.split(b".")
+    return (
+        1 <= len(name) <= 254
+        and all(byte in ALLOWED for byte in name)
+        and all(label and not label.startswith(b"-") for label in labels)
+    )
+
+
+@given(
+    name=st.one_of(
+        st.binary(max_size=300),
+        st.text("aZ09-.", max_size=300).map(str.encode),
+        st.lists(st.text("aZ09-_", max_size=9), max_size=9).map(
+            lambda labels: ".".join(labels).encode()
+        ),
+    )
+)
+@example(name=b"a\n")
+@example(name=b"a.\n")
+@example(name="ſ".encode())
+@example(name="\u212a".encode())
+def test_the_rule(name: bytes) -> None:
+    assert canonical(name) == (name.decode().lower() if rule(name) else None)
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_each_byte(byte: int) -> None:
+    one = bytes([byte])
+    alone, inside = canonical(one), canonical(b"a" + one + b"b")
+    assert (alone is not None) == (byte in ALLOWED and one not in b"-.")
+    assert (inside is not None) == (byte in ALLOWED)
+    assert inside is None or inside == inside.lower()
+
+
+def test_length() -> None:
+    assert canonical(b"") is None
+    assert canonical(b"a" * MAX_LENGTH) == "a" * 254
+    assert canonical(b"a" * 255) is None
+
+
+@given(name=st.binary(max_size=300))
+def test_what_passes_is_one_harmless_entry(name: bytes) -> None:
+    host = canonical(name)
+    if host is not None:
+        assert os.path.normpath(host) == host
+        assert os.path.basename(host) == host
+        assert len(os.fsencode(host)) <= 255
+        assert canonical(host.encode()) == host

@@ -1,0 +1,222 @@
+"""From a host name to a connected backend, in real directories."""
+
+import errno
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.parser.alert import Alert
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SUN_PATH, Hosts, refusal
+from tests.end_to_end.harness import Backend
+from tests.processes import in_child
+
+
+@pytest.fixture
+def hosts(tmp_path: pathlib.Path) -> Iterator[Hosts]:
+    """Enter a hosts directory, and leave it at the end."""
+    before = os.open(".", os.O_PATH)
+    (tmp_path / "hosts").mkdir()
+    os.chdir(tmp_path / "hosts")
+    made = Hosts()
+    yield made
+    made.close()
+    os.fchdir(before)
+    os.close(before)
+
+
+@pytest.fixture
+def backends() -> Iterator[list[Backend]]:
+    made: list[Backend] = []
+    yield made
+    for backend in made:
+        backend.close()
+
+
+def make(backends: list[Backend], name: str, backlog: int = 10) -> Backend:
+    path = pathlib.Path(name)
+    path.mkdir()
+    backends.append(Backend(path, backlog))
+    return backends[-1]
+
+
+def connect(hosts: Hosts, name: str) -> socket.socket:
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        hosts.connect(name, stream)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def reached(hosts: Hosts, name: str, backend: Backend) -> bool:
+    with connect(hosts, name) as stream:
+        stream.send(name.encode())
+        return backend.accept().recv(1000) == name.encode()
+
+
+@pytest.mark.parametrize("length", [1, SUN_PATH - 12, SUN_PATH - 11, SUN_PATH - 10, 200, 254])
+def test_names_up_to_and_beyond_an_address(
+    hosts: Hosts, backends: list[Backend], length: int
+) -> None:
+    backend = make(backends, "a" * length)
+    here = os.stat(".")
+    assert reached(hosts, "a" * length, backend)
+    assert os.path.samestat(os.stat("."), here)
+
+
+def test_it_comes_back_from_where_a_link_led(
+    hosts: Hosts, backends: list[Backend], tmp_path: pathlib.Path
+) -> None:
+    far = tmp_path / "far" / "away"
+    far.parent.mkdir()
+    backend = make(backends, str(far))
+    long = "b" * 200
+    os.symlink(far, long)
+    here = os.stat(".")
+    assert reached(hosts, long, backend)
+    assert os.path.samestat(os.stat("."), here)
+    # And where the connect fails.
+    backend.close()
+    with pytest.raises(ConnectionRefusedError):
+        connect(hosts, long)
+    assert os.path.samestat(os.stat("."), here)
+
+
+def test_it_is_the_directory_as_opened(
+    hosts: Hosts, backends: list[Backend], tmp_path: pathlib.Path
+) -> None:
+    """It may be renamed, and another one put in its place."""
+    short, long = make(backends, "a.example"), make(backends, "b" * 200)
+    (tmp_path / "hosts").rename(tmp_path / "renamed")
+    (tmp_path / "hosts").mkdir()
+    for _ in range(2):
+        assert reached(hosts, "b" * 200, long)
+        assert reached(hosts, "a.example", short)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+def test_a_look_up_from_elsewhere_never_happens(
+    hosts: Hosts, backends: list[Backend], tmp_path: pathlib.Path
+) -> None:
+    """Where the right to come back was taken away, look-ups fail until it is given again."""
+    long, top = "b" * 200, tmp_path / "hosts"
+    backend = make(backends, "a.example")
+    (top / long / "a.example").mkdir(parents=True)
+    stray = Backend(top / long / "a.example")
+    backends.append(stray)
+    for parent in top.parents[:-2]:
+        parent.chmod(parent.stat().st_mode | 0o111)
+    for socket_path in top.glob("**/tls-socket"):
+        socket_path.chmod(0o777)
+
+    def work() -> None:
+        # As it is when the right is lost between the step into a directory and the step back.
+        os.chdir(long)
+        hosts._elsewhere = True
+        top.chmod(0)
+        os.seteuid(65534)
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                connect(hosts, "a.example")
+        os.seteuid(0)
+        top.chmod(0o711)
+        os.seteuid(65534)
+        assert reached(hosts, "a.example", backend)
+
+    in_child(work)
+    stray.listening.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        stray.listening.accept()
+
+
+def test_nothing_but_the_socket_and_the_two_names_is_asked_for(
+    hosts: Hosts, backends: list[Backend]
+) -> None:
+    make(backends, "a.example")
+    assert hosts.proxy_version("a.example") == 0
+    os.mkfifo("a.example/send-proxy-v1", 0)
+    assert hosts.proxy_version("a.example") == 1
+    os.symlink("nowhere", "a.example/send-proxy-v2")
+    assert hosts.proxy_version("a.example") == 1
+    os.unlink("a.example/send-proxy-v2")
+    os.mkdir("a.example/send-proxy-v2", 0)
+    assert hosts.proxy_version("a.example") == 2
+    os.unlink("a.example/send-proxy-v1")
+    assert hosts.proxy_version("a.example") == 2
+    assert hosts.proxy_version("no.example") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errno.ENOENT, "no_such_host"),
+        (errno.ENOTDIR, "no_such_host"),
+        (errno.ENAMETOOLONG, "no_such_host"),
+        (errno.ELOOP, "link_loop"),
+        (errno.EACCES, "permission_denied"),
+        (errno.EPERM, "permission_denied"),
+        (errno.ECONNREFUSED, "nothing_listens"),
+    ],
+)
+def test_unknown_hosts(error: int, reason: str) -> None:
+    refused = refusal(OSError(error, os.strerror(error)))
+    assert (refused.alert, refused.reason) == (Alert.UNRECOGNIZED_NAME, reason)
+
+
+def test_every_other_error_is_a_fault() -> None:
+    unknown = {"ENOENT", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "EACCES", "EPERM", "ECONNREFUSED"}
+    for number, name in errno.errorcode.items():
+        if name not in unknown:
+            assert refusal(OSError(number, "")).alert == Alert.INTERNAL_ERROR
+    assert refusal(OSError("no number at all")).alert == Alert.INTERNAL_ERROR
+    assert {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM} == DESCRIPTORS_EXHAUSTED
+
+
+def test_what_real_look_ups_raise(hosts: Hosts, backends: list[Backend]) -> None:
+    os.mkdir("empty")
+    os.symlink("loop", "loop")
+    pathlib.Path("file").touch()
+    os.mkdir("text")
+    pathlib.Path("text/tls-socket").touch()
+    os.mkdir("datagram")
+    make(backends, "dead").close()
+    os.mkdir("dangling")
+    os.symlink("nowhere", "dangling/tls-socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+        datagram.bind("datagram/tls-socket")
+        expected = {
+            "none": errno.ENOENT,
+            "empty": errno.ENOENT,
+            "dangling": errno.ENOENT,
+            "loop": errno.ELOOP,
+            "file": errno.ENOTDIR,
+            "x" * 300: errno.ENAMETOOLONG,
+            "text": errno.ECONNREFUSED,
+            "dead": errno.ECONNREFUSED,
+            "datagram": errno.EPROTOTYPE,
+        }
+        for name, number in expected.items():
+            with pytest.raises(OSError) as raised:
+                connect(hosts, name)
+            assert raised.value.errno == number, name
+
+
+def test_a_full_queue_is_told_apart(hosts: Hosts, backends: list[Backend]) -> None:
+    backend = make(backends, "full", backlog=0)
+    with connect(hosts, "full"):
+        with pytest.raises(BlockingIOError):
+            connect(hosts, "full")
+        backend.accept()
+        connect(hosts, "full").close()
+
+
+def test_it_can_be_entered_and_neither_read_nor_written(hosts: Hosts) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.read(hosts.fileno(), 1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(hosts.fileno(), b"x")
+    assert not os.get_inheritable(hosts.fileno())

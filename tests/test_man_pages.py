@@ -1,0 +1,99 @@
+"""The manual pages: they render without a warning, and know every option."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sniproxy.commands import USAGE_ERROR
+
+PAGES = sorted((pathlib.Path(__file__).parent.parent / "docs" / "man").glob("*.[18]"))
+SECTIONS = [
+    "NAME",
+    "SYNOPSIS",
+    "DESCRIPTION",
+    "ENVIRONMENT",
+    "FILES",
+    "EXIT STATUS",
+    "EXAMPLES",
+    "SEE ALSO",
+]
+RENDERERS = {
+    "groff": ["groff", "-mandoc", "-Tutf8", "-ww"],
+    "mandoc": ["mandoc", "-Tlint", "-Wwarning"],
+}
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def tool(page: pathlib.Path, *arguments: str) -> str:
+    """Run the command that a page is about; give what it prints."""
+    program = "import sys; from sniproxy.commands import main; sys.exit(main())"
+    code = f"import sys; sys.argv[0] = {page.stem!r}; {program}"
+    done = run([sys.executable, "-c", code, *arguments])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def text_of(page: pathlib.Path) -> str:
+    """Read the source of a page without its macros."""
+    text = re.sub(r"\\\[u00([0-9A-F]{2})\]", lambda match: chr(int(match[1], 16)), page.read_text())
+    return re.sub(r"\bFl Fl (\w)", r"--\1", text)
+
+
+def test_there_is_a_page_for_each_command() -> None:
+    assert [page.name for page in PAGES] == [
+        "sniproxy-check.8",
+        "sniproxy-hostname.1",
+        "sniproxy-listen.8",
+        "sniproxy.8",
+    ]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_renders_without_a_warning(page: pathlib.Path, renderer: str) -> None:
+    if shutil.which(renderer) is None:
+        pytest.skip(f"{renderer} is missing: install {renderer}")
+    done = run([*RENDERERS[renderer], str(page)])
+    # What mandoc finds wrong goes to standard output, and groff puts the page there.
+    told = done.stderr + (done.stdout if renderer == "mandoc" else "")
+    assert (done.returncode, told) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_has_every_option_and_section(page: pathlib.Path) -> None:
+    source, usage = text_of(page), tool(page, "--help")
+    options = set(re.findall(r"(?<!\S)--[a-z]+", usage))
+    assert {"--help", "--version"} <= options
+    assert options == set(re.findall(r"^\.It (--[a-z]+)", source, re.MULTILINE))
+    sections = re.findall(r"^\.Sh (.+)$", source, re.MULTILINE)
+    assert set(SECTIONS) <= set(sections)
+    # And the way to the page is told.
+    assert re.search(rf"man {page.suffix[1:]} {page.stem}\b", usage)
+
+
+def test_has_every_variable_signal_and_alert() -> None:
+    page = text_of(next(page for page in PAGES if page.stem == "sniproxy"))
+    usage = tool(next(page for page in PAGES if page.stem == "sniproxy"), "--help")
+    for variable in re.findall(r"SNIPROXY_[A-Z]+", usage):
+        assert f".It Ev {variable}" in page
+    from sniproxy.parser.alert import Alert
+
+    for alert in Alert:
+        assert f".It Li {alert.name.lower()} Pq {alert.value}\n" in page
+    for signal in ("SIGHUP", "SIGTERM", "SIGINT", "SIGUSR1"):
+        assert re.search(rf"^\.It Dv .*{signal}", page, re.MULTILINE)
+    assert f".It {USAGE_ERROR}\n" in page
+
+
+def test_examples_of_names_are_right() -> None:
+    page = next(page for page in PAGES if page.stem == "sniproxy-hostname")
+    example = re.search(r"\$ sniproxy-hostname (.+)\n((?:[^$.].*\n)+)", text_of(page))
+    assert example
+    assert tool(page, *example[1].split()) == example[2]

@@ -1,0 +1,72 @@
+"""What the tools do where nobody, or something full, takes what they print."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from sniproxy.tools.output import shown
+
+COMMANDS = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen"]
+
+
+def run(script: str, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command within a line of shell that redirects it; ``"$@"`` is the command."""
+    program = (
+        f"import sys; sys.argv[0] = {command!r}; from sniproxy.commands import main; "
+        "sys.exit(main())"
+    )
+    words = ["/bin/sh", "-c", script, "sh", sys.executable, "-c", program, *arguments]
+    return subprocess.run(
+        words, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "status"),
+    [
+        ("sniproxy", ["--version"], 1),
+        ("sniproxy", ["--help"], 1),
+        ("sniproxy-hostname", ["a.example"], 1),
+        ("sniproxy-check", ["{}"], 2),
+        ("sniproxy-check", ["--json", "{}"], 2),
+    ],
+)
+def test_full_and_closed_output(
+    tmp_path: pathlib.Path, command: str, arguments: list[str], status: int
+) -> None:
+    words = [argument.format(tmp_path) for argument in arguments]
+    full = run('"$@" >/dev/full', command, *words)
+    assert full.returncode == status
+    assert full.stderr == "can't write to standard output: No space left on device\n"
+    closed = run('"$@" >&-', command, *words)
+    assert closed.returncode == status
+    assert "Traceback" not in closed.stderr
+    nothing = run('"$@" >&- 2>&-', command, *words)
+    assert nothing.returncode == status
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    done = run('"$@" | head -n 1; exit 0', "sniproxy-hostname", *["a.example"] * 20_000)
+    assert (done.stdout, done.stderr) == ("a.example\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_usage_errors_are_for_standard_error(command: str) -> None:
+    done = run('"$@"', command, "--no-such-option")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--no-such-option" in done.stderr
+    assert run('"$@" 2>&-', command, "--no-such-option").returncode == 2
+    assert run('"$@" 2>/dev/full', command, "--no-such-option").returncode == 2
+
+
+def test_names_are_shown_without_harm() -> None:
+    assert shown("a.example") == "a.example"
+    assert shown("bücher") == "bücher"
+    assert shown("a\\b") == "a\\\\b"
+    assert shown("a\x1b[31m\n") == "a\\x1b[31m\\x0a"
+    assert shown(os.fsdecode(b"a\xff")) == "a\\xff"
+    # Writing direction is no matter of a terminal's choice either.
+    assert shown("a\u202eb") == "a\\xe2\\x80\\xaeb"

@@ -1,0 +1,45 @@
+"""Environment variables: what is understood, and what is complained of."""
+
+import pytest
+
+from sniproxy.proxy.log import Level
+from sniproxy.proxy.settings import settings
+
+
+def test_nothing_said_is_the_default() -> None:
+    for environment in ({}, {"SNIPROXY_LOG": ""}):
+        found = settings(environment)
+        assert (found.level, found.complaints) == (Level.INFO, ())
+
+
+@pytest.mark.parametrize(
+    ("word", "level"),
+    [("error", Level.ERROR), ("info", Level.INFO), ("connections", Level.CONNECTIONS)],
+)
+def test_levels(word: str, level: Level) -> None:
+    found = settings({"SNIPROXY_LOG": word})
+    assert (found.level, found.complaints) == (level, ())
+
+
+@pytest.mark.parametrize("word", ["INFO", "debug", "2", " info", "\udcff"])
+def test_a_bad_value_is_one_complaint_and_the_default(word: str) -> None:
+    found = settings({"SNIPROXY_LOG": word})
+    assert found.level == Level.INFO
+    (complaint,) = found.complaints
+    assert complaint.startswith(f"SNIPROXY_LOG={word}: expected error, info, connections")
+
+
+@pytest.mark.parametrize("word", ["1", "2", "064", "1024"])
+def test_numbers_of_workers(word: str) -> None:
+    found = settings({"SNIPROXY_WORKERS": word})
+    assert (found.workers, found.complaints) == (int(word), ())
+
+
+@pytest.mark.parametrize(
+    "word", ["0", "-1", "1025", "many", "1.5", "+1", " 1", "٣", "9" * 5000, "\udcff"]
+)
+def test_bad_numbers_of_workers(word: str) -> None:
+    found = settings({"SNIPROXY_WORKERS": word})
+    assert found.workers is None
+    (complaint,) = found.complaints
+    assert complaint.startswith(f"SNIPROXY_WORKERS={word}: expected a number from 1 to 1024")

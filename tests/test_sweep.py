@@ -1,0 +1,76 @@
+"""Timers by a clock of the test's own."""
+
+from sniproxy.proxy.sweep import Countdown, Sweep
+from tests.clock import Clock
+
+
+def test_a_sweep_runs_while_it_is_wanted() -> None:
+    clock = Clock()
+    left = [True, True, False]
+    calls: list[float] = []
+
+    def sweep() -> bool:
+        calls.append(clock.now)
+        return left.pop(0)
+
+    periodic = Sweep(clock.later, 2, sweep)
+    clock.advance(10)
+    assert (calls, clock.timers) == ([], 0)
+    periodic.wake()
+    periodic.wake()
+    assert clock.timers == 1
+    clock.advance(100)
+    assert (calls, clock.timers) == ([12, 14, 16], 0)
+    left.append(False)
+    periodic.wake()
+    clock.advance(100)
+    assert (calls, clock.timers) == ([12, 14, 16, 112], 0)
+
+
+def test_a_sweep_may_wake_itself() -> None:
+    clock = Clock()
+    calls: list[float] = []
+
+    def sweep() -> bool:
+        calls.append(clock.now)
+        if len(calls) == 1:
+            periodic.wake()
+        return False
+
+    periodic = Sweep(clock.later, 1, sweep)
+    periodic.wake()
+    clock.advance(10)
+    assert calls == [1, 2]
+
+
+def test_a_countdown_expires_each_item_once_oldest_first() -> None:
+    expired: list[str] = []
+    countdown = Countdown(10, expired.append)
+    for now, item in ((0, "a"), (1, "b"), (1, "c"), (5, "d")):
+        countdown.start(item, now)
+    assert (len(countdown), countdown.oldest()) == (4, "a")
+    assert countdown.sweep(9.9)
+    assert expired == []
+    countdown.stop("b")
+    countdown.stop("never there")
+    assert countdown.sweep(11)
+    assert expired == ["a", "c"]
+    assert countdown.oldest() == "d"
+    assert not countdown.sweep(15)
+    assert expired == ["a", "c", "d"]
+    assert countdown.oldest() is None
+    assert not countdown.sweep(99)
+
+
+def test_what_expires_may_stop_others() -> None:
+    expired: list[str] = []
+
+    def expire(item: str) -> None:
+        expired.append(item)
+        countdown.stop("b")
+
+    countdown = Countdown(1, expire)
+    countdown.start("a", 0)
+    countdown.start("b", 0)
+    assert not countdown.sweep(2)
+    assert expired == ["a"]
