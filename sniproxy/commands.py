@@ -61,6 +61,15 @@ def _answer(arguments: Sequence[str]) -> int:
     return USAGE_ERROR
 
 
+def _end_at_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, until a loop takes the signal over.
+
+    Where it is ignored (a job in the background), it stays so, for the commands that we start too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_hostname(arguments: Sequence[str]) -> int:
     _end_at_interrupt()
     from sniproxy.tools import hostname  # noqa: PLC0415
