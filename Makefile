@@ -7,10 +7,13 @@ PYTEST ?=
 BENCH ?=
 HASHED ?=
 FLAVOURS = $(CURDIR)/dist/sniproxy $(CURDIR)/dist/sniproxy-hashed
+PREFIX ?= /usr/local
+DESTDIR ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench clean
 .PHONY: executable test-executable reproducible train dist
+.PHONY: install uninstall deb test-deployment
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,8 +49,20 @@ lint: $(VENV)/.lint ## Check style and types, and the workflows
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
-bench: $(VENV)/.demo ## Compare with nginx and HAProxy (BENCH="--quick" for a minute's worth)
-	$(BIN)/python bench/compare.py $(BENCH)
+bench: $(VENV)/.demo ## Compare with nginx, HAProxy and others (BENCH=--quick: in 1.5 minutes)
+	$(BIN)/python -m bench.compare $(BENCH)
+
+install: ## Install dist/sniproxy, units, manual pages (DESTDIR= PREFIX=/usr/local)
+	sh chroot/install '$(DESTDIR)' '$(PREFIX)'
+
+uninstall: ## Remove what install has installed
+	sh chroot/install --remove '$(DESTDIR)' '$(PREFIX)'
+
+deb: ## Pack dist/sniproxy as a Debian package into dist/
+	sh chroot/debian/build dist
+
+test-deployment: $(VENV)/.test ## Boot Debian 12 and 13 with dist/sniproxy installed and test it there
+	$(BIN)/python -m pytest tests/deployment $(PYTEST)
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -22,6 +22,7 @@ enum mode {
     UPLOAD = 'u', /* the client sends `bytes` of pattern, the backend answers one byte and closes */
     ECHO = 'e', /* the backend sends back each message of MESSAGE bytes */
     IDLE = 'i', /* the backend answers one byte; then both wait */
+    COUNTS = 'c', /* the backend answers how many connections each process has made, and closes */
 };
 
 struct command {
@@ -68,7 +69,7 @@ static inline int is_pattern(const unsigned char *data, uint64_t offset, size_t 
     return 1;
 }
 
-/* Send pattern from *sent up to `bytes` until done (1) or the socket is full (0). */
+/* Send pattern from *sent up to `bytes` until done (1), the socket is full (0) or broken (-1). */
 static inline int send_pattern(int fd, uint64_t *sent, uint64_t bytes)
 {
     static uint64_t chunk[CHUNK / 8 + 2];
@@ -77,11 +78,8 @@ static inline int send_pattern(int fd, uint64_t *sent, uint64_t bytes)
         uint64_t size = bytes - *sent < CHUNK ? bytes - *sent : CHUNK;
         pattern(chunk, start, (size + 15) & ~7ULL);
         ssize_t n = send(fd, (char *)chunk + (*sent - start), size, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n < 0) {
-            if (errno == EAGAIN)
-                return 0;
-            die("send");
-        }
+        if (n < 0)
+            return errno == EAGAIN ? 0 : -1;
         *sent += n;
     }
     return 1;

@@ -1,313 +1,213 @@
 """Compare sniproxy with its peers: the same work through each, in turn, several rounds.
 
-What counts is the proxy's own CPU time per unit of work (user and system, from the kernel's
-nanosecond account in /proc/PID/schedstat), as medians and as ratios to nginx. The load generator
-and the backend check that every byte arrived.
+    python3 -m bench.compare [--quick] [--only PATTERN] [--candidates PATTERN] [--add NAME=COMMAND]
+
+Results go to bench/results/: results.json with every run, results.md with the medians as tables,
+results.svg as a picture. ``--publish`` puts them into docs/ as well.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
+import platform
 import re
-import shutil
-import socket
-import statistics
-import struct
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent
-BUILD = ROOT / "build" / "bench"
-HOST = "bench.example"
-TIMEOUT = 120.0
-"""Seconds that one run of the load may take."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Workload:
-    """One kind of work: what the load generator is asked for, and what a unit of it is."""
-
-    name: str
-    mode: str
-    count: int
-    flight: int
-    size: int
-    units: float
-    unit: str
-    hello: int = 337
-
-    def quick(self) -> "Workload":
-        """Do a tenth of it."""
-        if self.count < 100:
-            return dataclasses.replace(self, size=self.size // 10, units=self.units / 10)
-        return dataclasses.replace(self, count=self.count // 10 or 1, units=self.units / 10)
-
-
-GIGABYTE = 1_000_000_000
-WORKLOADS = (
-    Workload("connection", "r", 20_000, 64, 100, 20_000, "us/connection"),
-    Workload("connection, 1.8 kB hello", "r", 20_000, 64, 100, 20_000, "us/connection", 1800),
-    Workload("reply of 200 kB", "r", 5_000, 16, 200_000, 5_000, "us/reply"),
-    Workload("download", "r", 2, 2, 2 * GIGABYTE, 4, "s/GB"),
-    Workload("upload", "u", 2, 2, 2 * GIGABYTE, 4, "s/GB"),
-    Workload("round trip", "e", 64, 64, 2_000, 128_000, "us/round trip"),
+from bench import picture, publish, report
+from bench.candidates import (
+    FLOOR,
+    NGINX_TWO,
+    OURS_ALL,
+    ROOT,
+    Candidate,
+    Offer,
+    cpus,
+    ours,
+    peers,
+    start,
 )
+from bench.measure import Bench, Figures, WorkError, build
+from bench.works import CONNECTION, WORKS, Work
+
+SPECIAL = ["memory", "system calls", "accept with held", "neighbour", "spread"]
+"""The works that are no load of a fixed size."""
 
 
-@dataclasses.dataclass(slots=True)
-class Candidate:
-    """A running proxy."""
+class Run:
+    """One run of the comparison: what is wanted of it, and what it has found."""
 
-    name: str
-    process: subprocess.Popen[bytes]
-    port: int
+    def __init__(self, bench: Bench, options: argparse.Namespace) -> None:
+        self.bench = bench
+        self.rounds: int = options.rounds or (3 if options.quick else 5)
+        self.quick: bool = options.quick
+        self._only = re.compile(options.only)
+        self.results: report.Results = {}
+        self.failures: list[str] = []
 
-    def cpu(self) -> float:
-        """CPU seconds so far of the process and all its descendants."""
-        return sum(self._cpu_of(pid) for pid in descendants(self.process.pid)) / 1e9
+    def wants(self, name: str) -> bool:
+        return self._only.search(name) is not None
 
-    @staticmethod
-    def _cpu_of(pid: int) -> int:
-        total = 0
-        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total
+    def fail(self, how: str) -> None:
+        self.failures.append(how)
+        print(f"FAILED {how}", file=sys.stderr)
 
-    def memory(self) -> int:
-        """Resident bytes of the process and its descendants, shared pages counted once."""
-        total = 0
-        for pid in descendants(self.process.pid):
-            for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-        return total
+    def note(
+        self, work: str, candidate: str, measure: Callable[..., Figures], *arguments: object
+    ) -> None:
+        """Measure something, and keep its figures or how it failed."""
+        try:
+            figures = measure(*arguments)
+        except (WorkError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            self.fail(f"{work}: {error}")
+            return
+        self.results.setdefault(work, {}).setdefault(candidate, []).append(figures)
 
+    def less(self, work: Work) -> Work:
+        return work.less() if self.quick else work
 
-def descendants(pid: int) -> list[int]:
-    """Give a process and all below it."""
-    parents: dict[int, int] = {}
-    for folder in pathlib.Path("/proc").iterdir():
-        if folder.name.isdecimal():
+    def each_alone(self, offers: list[Offer]) -> None:
+        """Measure what needs a candidate that has just been started, and no other beside it."""
+        bench = self.bench
+        for offer in offers if self.wants("memory") else []:
+            self.note("memory", offer.name, bench.memory, offer)
+            if offer.name == OURS_ALL:
+                self.note("worker", offer.name, bench.worker, offer)
+        for offer in offers if self.wants("system calls") else []:
+            if not offer.several:
+                self.note("system calls", offer.name, bench.system_calls, offer)
+
+    def in_turn(self, candidates: list[Candidate]) -> None:
+        """Measure all candidates, one after another, in several rounds; the first of a round is
+        another one each time."""
+        bench = self.bench
+        for candidate in list(candidates):
             try:
-                after_name = (folder / "stat").read_text().rpartition(")")[2]
-            except OSError:
-                continue
-            parents[int(folder.name)] = int(after_name.split()[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+                bench.warm_up(candidate)
+            except WorkError as error:
+                self.fail(str(error))
+                candidates.remove(candidate)
+        for work in filter(lambda work: self.wants(work.name), WORKS):
+            for turn in range(self.rounds):
+                for one in rotated(candidates, turn):
+                    self.note(work.name, one.name, bench.work, one, self.less(work))
+            print(f"{time.strftime('%H:%M:%S')} {work.name}", file=sys.stderr)
+        connection = self.less(CONNECTION)
+        alone = [one for one in candidates if not one.offer.several]
+        for turn in range(min(self.rounds, 3)):
+            for one in rotated(alone, turn) if self.wants("neighbour") else []:
+                self.note("neighbour", one.name, bench.neighbour, one, 10 if self.quick else 1)
+            for one in rotated(alone, turn) if self.wants("accept with held") else []:
+                if one.name == FLOOR or one.offer.ours:
+                    work = "accept with held"
+                    self.note(work, one.name, bench.accept_with_held, one, connection)
+            for one in candidates if self.wants("spread") else []:
+                if one.name in {OURS_ALL, NGINX_TWO}:
+                    workers = 2 if one.name == NGINX_TWO else len(os.sched_getaffinity(0))
+                    self.note("spread", one.name, bench.spread, one, connection, workers)
 
 
-def client_hello(size: int) -> bytes:
-    """Build a hello for HOST of exactly ``size`` bytes, server_name last but one."""
-    name = HOST.encode()
-    server_name = struct.pack("!HHHBH", 0, len(name) + 5, len(name) + 3, 0, len(name)) + name
-    body = b"\3\3" + bytes(32) + b"\x20" + bytes(32) + b"\0\x20" + b"\x13\1" * 16 + b"\1\0"
-    padding = size - 9 - len(body) - 2 - len(server_name) - 8
-    extensions = struct.pack("!HH", 51, padding) + bytes(padding) + server_name + b"\0\x17\0\0"
-    body += struct.pack("!H", len(extensions)) + extensions
-    return struct.pack("!BHHB", 22, 0x301, len(body) + 4, 1) + len(body).to_bytes(3, "big") + body
+def rotated(candidates: list[Candidate], turn: int) -> list[Candidate]:
+    at = turn % (len(candidates) or 1)
+    return candidates[at:] + candidates[:at]
 
 
-def build() -> None:
-    """Compile the load generator and the backend."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for program in ("load", "backend", "floor"):
-        command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(BUILD / program)]
-        subprocess.run([*command, str(HERE / f"{program}.c")], check=True)
+def machine() -> dict[str, str]:
+    """Describe where this was measured."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cpu": f"{len(os.sched_getaffinity(0))} × {model}",
+        "kernel": platform.release(),
+        "load before": f"{os.getloadavg()[0]:.2f}",
+    }
 
 
-def pinned(cpu: int, command: list[str]) -> list[str]:
-    """Run on one CPU, where there are two to share out."""
-    return ["taskset", "-c", str(cpu), *command] if len(os.sched_getaffinity(0)) > 1 else command
-
-
-class Bench:
-    """The hosts directory with its backend, and the candidates before it."""
-
-    def __init__(self, folder: pathlib.Path, python: str) -> None:
-        self.folder = folder
-        self.python = python
-        self.hosts = folder / "hosts"
-        (self.hosts / HOST).mkdir(parents=True)
-        self.socket = self.hosts / HOST / "tls-socket"
-        self.backend = subprocess.Popen(pinned(0, [str(BUILD / "backend"), str(self.socket)]))
-        self.candidates: list[Candidate] = []
-        self.wanted = re.compile("")
-
-    def stop(self) -> None:
-        for process in [*(one.process for one in self.candidates), self.backend]:
-            process.terminate()
-            process.wait(TIMEOUT)
-
-    def start_sniproxy(self, name: str, command: list[str]) -> None:
-        if not self.wanted.search(name):
-            return
-        listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "SNIPROXY_LOG": "error",
-            "SNIPROXY_WORKERS": "1",
-        }
-        process = subprocess.Popen(
-            pinned(1, command), stdin=listening, cwd=self.hosts, env=environment
-        )
-        self.candidates.append(Candidate(name, process, listening.getsockname()[1]))
-        listening.close()
-
-    def start_peer(self, name: str, command: list[str], text: str) -> None:
-        """Start a proxy that binds by itself; ``text`` is its configuration with %PORT%."""
-        if not self.wanted.search(name):
-            return
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        configuration = self.folder / f"{name}.conf"
-        configuration.write_text(text.replace("%PORT%", str(port)))
-        process = subprocess.Popen(pinned(1, [*command, str(configuration)]))
-        while process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        if process.poll() is not None:
-            raise SystemExit(f"{name} left with {process.returncode} as soon as it was started")
-        self.candidates.append(Candidate(name, process, port))
-
-    def start_all(self, executable: str | None) -> None:
-        """Start every candidate that is installed; say which is not."""
-        nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-        module = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-        if nginx and module.exists():
-            text = f"""load_module {module}; daemon off; master_process off; error_log stderr crit;
-            pid {self.folder}/nginx.pid; worker_rlimit_nofile 20000;
-            events {{ worker_connections 20000; }}
-            stream {{ map $ssl_preread_server_name $backend {{ {HOST} unix:{self.socket}; }}
-            server {{ listen 127.0.0.1:%PORT% backlog=4096; ssl_preread on; tcp_nodelay on;
-            proxy_pass $backend; }} }}"""
-            self.start_peer("nginx", [nginx, "-p", str(self.folder), "-c"], text)
-        else:
-            print("nginx is missing: install nginx-light and libnginx-mod-stream")
-        haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-        if haproxy:
-            text = f"""global
-    nbthread 1
-    maxconn 5000
-defaults
-    mode tcp
-    timeout client 60s
-    timeout server 60s
-    timeout connect 5s
-frontend front
-    bind 127.0.0.1:%PORT%
-    tcp-request inspect-delay 5s
-    tcp-request content accept if {{ req.ssl_hello_type 1 }}
-    use_backend back if {{ req.ssl_sni {HOST} }}
-backend back
-    server one unix@{self.socket}
-"""
-            self.start_peer("haproxy", [haproxy, "-db", "-q", "-f"], text)
-        else:
-            print("haproxy is missing: install haproxy")
-        self.start_sniproxy("floor", [str(BUILD / "floor"), HOST])
-        self.start_sniproxy("sniproxy", [self.python, "-m", "sniproxy"])
-        if executable:
-            self.start_sniproxy("sniproxy, executable", [executable])
-
-    def run(self, candidate: Candidate, work: Workload) -> dict[str, float]:
-        """Do one piece of work through one candidate; give CPU per unit and latencies."""
-        hello = self.folder / f"hello-{work.hello}"
-        hello.write_bytes(client_hello(work.hello))
-        command = [str(BUILD / "load"), str(candidate.port), str(hello), work.mode]
-        command += [str(work.count), str(work.flight), str(work.size)]
-        before = candidate.cpu()
-        done = subprocess.run(
-            pinned(0, command), check=False, capture_output=True, text=True, timeout=TIMEOUT
-        )
-        if done.returncode or candidate.process.poll() is not None:
-            raise SystemExit(f"{candidate.name}, {work.name}: {done.stderr or 'the proxy left'}")
-        factor = 1 if work.unit == "s/GB" else 1e6
-        result: dict[str, float] = json.loads(done.stdout)
-        result["cpu"] = (candidate.cpu() - before) / work.units * factor
-        return result
-
-    def idle(self, candidate: Candidate, count: int) -> float:
-        """Give the bytes of memory that each of ``count`` idle connections takes."""
-        hello = self.folder / "hello-337"
-        hello.write_bytes(client_hello(337))
-        command = [
-            str(BUILD / "load"),
-            str(candidate.port),
-            str(hello),
-            "i",
-            str(count),
-            "100",
-            "0",
-        ]
-        before = candidate.memory()
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as load:
-            assert load.stdout is not None
-            ready = load.stdout.readline()
-            if ready != b"ready\n":
-                raise SystemExit(f"{candidate.name}: idle connections failed")
-            return (candidate.memory() - before) / count
-
-
-def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> Iterator[str]:
-    """Write the medians, and their ratios to nginx, as Markdown."""
-    names = list(next(iter(results.values())))
-    yield "| work | " + " | ".join(names) + " |"
-    yield "|---|" + "---|" * len(names)
-    for work, by_name in results.items():
-        for figure in ("cpu", "p50", "p99"):
-            if figure != "cpu" and not work.startswith("round trip"):
-                continue
-            medians = {n: statistics.median(run[figure] for run in by_name[n]) for n in names}
-            base = medians.get("nginx")
-            cells = [f"{m:.2f}" + (f" ({m / base:.2f})" if base else "") for m in medians.values()]
-            yield f"| {work}, {figure} | " + " | ".join(cells) + " |"
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m bench.compare", description="Compare sniproxy with its peers."
+    )
+    parser.add_argument("--rounds", type=int, help="rounds of each work (default 5, quick 3)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="PATTERN",
+        help="only works whose name it finds: " + ", ".join([w.name for w in WORKS] + SPECIAL),
+    )
+    parser.add_argument(
+        "--candidates", default="", metavar="PATTERN", help="only candidates whose name it finds"
+    )
+    parser.add_argument("--python", default=sys.executable, help="the interpreter of the source")
+    parser.add_argument("--executable", help="our executable (default: dist/sniproxy, if built)")
+    parser.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="one more program, which takes the listening socket as standard input",
+    )
+    parser.add_argument("--output", default=str(ROOT / "bench" / "results"))
+    parser.add_argument("--publish", action="store_true", help="put the results into docs/ too")
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compare sniproxy with nginx and HAProxy.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
-    parser.add_argument("--only", help="only works whose name this pattern finds")
-    parser.add_argument("--candidates", default="", help="only candidates that this pattern finds")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter of the source")
-    parser.add_argument("--executable", help="a sniproxy executable to compare as well")
-    parser.add_argument("--output", default=str(HERE / "results"), help="where results are saved")
-    options = parser.parse_args()
+    wish = options()
+    # So that what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    begin = time.monotonic()
     build()
-    works = [one.quick() if options.quick else one for one in WORKLOADS]
-    works = [one for one in works if not options.only or re.search(options.only, one.name)]
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    built = ROOT / "dist" / "sniproxy"
+    executable = wish.executable or (str(built) if built.exists() else None)
+    found, missing = peers()
+    if missing:
+        print(f"not compared, install: {' '.join(missing)}", file=sys.stderr)
+    offers = [*ours(wish.python, executable, wish.add), *found]
+    offers = [offer for offer in offers if re.search(wish.candidates, offer.name)]
+    about = machine()
     with tempfile.TemporaryDirectory(prefix="sniproxy-bench-") as folder:
-        bench = Bench(pathlib.Path(folder), options.python)
+        bench = Bench(pathlib.Path(folder))
+        run = Run(bench, wish)
+        candidates: list[Candidate] = []
         try:
-            bench.wanted = re.compile(options.candidates)
-            bench.start_all(options.executable)
-            for candidate in bench.candidates:
-                for work in works:
-                    bench.run(candidate, work.quick())
-            for work in works:
-                row = results[f"{work.name}, {work.unit}"] = {}
-                for _ in range(options.rounds):
-                    for candidate in bench.candidates:
-                        row.setdefault(candidate.name, []).append(bench.run(candidate, work))
+            run.each_alone(offers)
+            for offer in offers:
+                try:
+                    candidates.append(start(offer, bench.site))
+                except RuntimeError as error:
+                    run.fail(str(error))
+            run.in_turn(list(candidates))
         finally:
+            for candidate in candidates:
+                candidate.stop()
             bench.stop()
-    lines = list(table(results))
-    output = pathlib.Path(options.output)
+    about["rounds"] = f"{run.rounds}{', quick' if run.quick else ''}"
+    about["cpus"] = "load and backend on CPU {}, proxy on CPU {}".format(*cpus())
+    everything: report.Report = {"machine": about, "results": run.results}
+    output = pathlib.Path(wish.output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "results.md").write_text("\n".join(lines) + "\n")
-    (output / "results.json").write_text(json.dumps(results, indent=1))
-    print("\n".join(lines))
-    return 0
+    text = report.markdown(everything)
+    (output / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
+    (output / "results.md").write_text(text)
+    (output / "results.svg").write_text(picture.draw(everything))
+    if wish.publish:
+        publish.publish(everything)
+    print(text)
+    print(f"{time.monotonic() - begin:.0f} s, {len(run.failures)} failures; {output}/results.*")
+    return 1 if run.failures else 0
 
 
 if __name__ == "__main__":

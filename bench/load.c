@@ -1,14 +1,16 @@
 /* The load of the benchmark: COUNT connections, FLIGHT at a time, over one mode of common.h.
  * usage: load PORT HELLO-FILE MODE COUNT FLIGHT BYTES
- * In mode e, BYTES is the number of round trips of each connection. In mode i, it prints "ready"
- * and holds the connections until standard input ends. Prints seconds, p50 and p99 of the latency
- * (microseconds: of a round trip in mode e, else of a connection). Any wrong byte is an error.
+ * In mode e, BYTES is the number of round trips of each connection, after one that is not counted.
+ * In mode i, it prints "ready" and holds the connections until standard input ends. Prints seconds,
+ * its own CPU seconds, and p50 and p99 of the latency (microseconds: of a round trip in mode e,
+ * else of a connection). Any wrong or missing byte is an error.
  */
 #define _GNU_SOURCE
 #include "common.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 #include <time.h>
 
 struct client {
@@ -23,6 +25,7 @@ static struct sockaddr_in address = {.sin_family = AF_INET};
 static int poller, mode;
 static uint64_t bytes, started, finished, count, samples, most_samples;
 static uint32_t *latency;
+static struct client *clients;
 
 static uint64_t now(void)
 {
@@ -44,20 +47,47 @@ static void sample(struct client *client)
     client->begun = now();
 }
 
-static void begin(struct client *client)
+static void ask(struct client *client)
+{
+    static char message[MESSAGE];
+    client->received = 0;
+    if (send(client->fd, message, MESSAGE, MSG_NOSIGNAL) != MESSAGE)
+        die("send");
+}
+
+/* Held connections leave the port numbers of the usual address to the others. */
+static void from_elsewhere(int fd)
 {
     int yes = 1;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET};
+    struct sockaddr_in source = {.sin_family = AF_INET};
+    source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &yes, sizeof yes);
+    if (bind(fd, (struct sockaddr *)&source, sizeof source))
+        die("bind");
+}
+
+static void begin(struct client *client)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.ptr = client};
     memset(client, 0, sizeof *client);
     client->begun = now();
     client->fd = socket(AF_INET, SOCK_STREAM, 0);
-    setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    if (client->fd < 0)
+        die("socket");
+    if (mode == IDLE)
+        from_elsewhere(client->fd);
     if (connect(client->fd, (struct sockaddr *)&address, sizeof address))
         die("connect");
     if (send(client->fd, first, first_size, MSG_NOSIGNAL) != (ssize_t)first_size)
         die("send");
     started++;
-    event.data.ptr = client;
+    if (mode == UPLOAD)
+        event.events |= EPOLLOUT;
+    if (mode == ECHO) {
+        int yes = 1;
+        setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+        ask(client);
+    }
     epoll_ctl(poller, EPOLL_CTL_ADD, client->fd, &event);
 }
 
@@ -71,24 +101,14 @@ static void end(struct client *client)
         begin(client);
 }
 
-static void ask(struct client *client)
-{
-    static char message[MESSAGE];
-    client->received = 0;
-    if (send(client->fd, message, MESSAGE, MSG_NOSIGNAL) != MESSAGE)
-        die("send");
-}
-
 static void serve(struct client *client)
 {
     static unsigned char buffer[CHUNK];
     ssize_t n;
-    if (mode == UPLOAD && !client->sent_all)
+    if (mode == UPLOAD && !client->sent_all) {
         client->sent_all = send_pattern(client->fd, &client->sent, bytes);
-    if (mode == ECHO && !client->rounds) {
-        client->rounds = 1;
-        client->begun = now();
-        ask(client);
+        if (client->sent_all < 0)
+            die("send");
     }
     while ((n = recv(client->fd, buffer, sizeof buffer, MSG_DONTWAIT)) > 0) {
         if (mode == REPLY && !is_pattern(buffer, client->received, n))
@@ -96,10 +116,15 @@ static void serve(struct client *client)
         client->received += n;
         if (mode == IDLE) {
             finished++;
+            if (started < count)
+                begin(&clients[started]);
             return;
         }
         if (mode == ECHO && client->received == MESSAGE) {
-            sample(client);
+            if (client->rounds)
+                sample(client);
+            else
+                client->begun = now();
             if (client->rounds++ == bytes) {
                 end(client);
                 return;
@@ -146,7 +171,11 @@ int main(int argc, char **argv)
     poller = epoll_create1(0);
     if (flight > count)
         flight = count;
-    struct client *clients = calloc(flight, sizeof *clients);
+    clients = calloc(mode == IDLE ? count : flight, sizeof *clients);
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
     uint64_t start = now();
     for (uint64_t i = 0; i < flight; i++)
         begin(&clients[i]);
@@ -158,6 +187,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < ready; i++)
             serve(events[i].data.ptr);
     }
+    uint64_t end = now();
     if (mode == IDLE) {
         puts("ready");
         fflush(stdout);
@@ -165,7 +195,9 @@ int main(int argc, char **argv)
             ;
     }
     qsort(latency, samples, sizeof *latency, compare);
-    printf("{\"seconds\": %.6f, \"p50\": %u, \"p99\": %u}\n", (now() - start) / 1e9,
-           latency[samples / 2], latency[samples * 99 / 100]);
+    struct timespec cpu;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+    printf("{\"seconds\": %.6f, \"load\": %.6f, \"p50\": %u, \"p99\": %u}\n", (end - start) / 1e9,
+           cpu.tv_sec + cpu.tv_nsec / 1e9, latency[samples / 2], latency[samples * 99 / 100]);
     return 0;
 }

@@ -36,7 +36,7 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     """Run the proxy; give the exit status."""
     if arguments:
         return _answer(arguments)
-    _let_interrupts_end_it()  # until the loop has taken the signals over
+    _end_at_interrupt()
     from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
     from sniproxy.proxy.service import serve  # noqa: PLC0415
 
@@ -61,27 +61,31 @@ def _answer(arguments: Sequence[str]) -> int:
     return USAGE_ERROR
 
 
-def _let_interrupts_end_it() -> None:
-    """Have Ctrl-C end the process as it does any other, instead of by a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _end_at_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, until a loop takes the signal over.
+
+    Where it is ignored (a job in the background), it stays so, for the commands that we start too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_hostname(arguments: Sequence[str]) -> int:
-    _let_interrupts_end_it()
+    _end_at_interrupt()
     from sniproxy.tools import hostname  # noqa: PLC0415
 
     return hostname.main(arguments)
 
 
 def run_check(arguments: Sequence[str]) -> int:
-    _let_interrupts_end_it()
+    _end_at_interrupt()
     from sniproxy.tools import check  # noqa: PLC0415
 
     return check.main(arguments)
 
 
 def run_listen(arguments: Sequence[str]) -> int:
-    _let_interrupts_end_it()
+    _end_at_interrupt()
     from sniproxy.tools import listen  # noqa: PLC0415
 
     return listen.main(arguments)

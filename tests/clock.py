@@ -27,3 +27,8 @@ class Clock:
     @property
     def timers(self) -> int:
         return len(self._due)
+
+    @property
+    def next(self) -> float:
+        """When the next thing is due."""
+        return self._due[0][0]

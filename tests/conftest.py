@@ -1,6 +1,12 @@
-"""Options of the test run."""
+"""Options of the test run, and fixtures that several files use."""
+
+import os
+import pathlib
+from collections.abc import Iterator
 
 import pytest
+
+from tests.plane import Plane
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,3 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="attack at full size and length: make test-faults FULL=1",
     )
+
+
+@pytest.fixture
+def plane(tmp_path: pathlib.Path) -> Iterator[Plane]:
+    """Have a data plane of the test's own, in a hosts directory that is entered for it."""
+    before = os.open(".", os.O_PATH)
+    (tmp_path / "hosts").mkdir()
+    os.chdir(tmp_path / "hosts")
+    made = Plane(tmp_path)
+    yield made
+    made.close()
+    os.fchdir(before)
+    os.close(before)
+    assert not made.faults

@@ -12,6 +12,7 @@ import pytest
 
 from sniproxy.tools.check import main
 from tests.end_to_end.harness import Backend
+from tests.processes import in_child
 
 
 @pytest.fixture
@@ -221,15 +222,13 @@ def test_permission_is_that_of_the_user(hosts: pathlib.Path) -> None:
         done = run("--user", user)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
-    child = os.fork()
-    if not child:
+
+    def work() -> None:
         os.setuid(65534)
-        try:
+        with pytest.raises(SystemExit, match="2"):
             main(["--user", "0", "/"])
-        except SystemExit as left:
-            os._exit(left.code if isinstance(left.code, int) else 1)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+
+    in_child(work)
 
 
 def test_a_directory_that_is_none(hosts: pathlib.Path) -> None:
@@ -251,14 +250,15 @@ def test_inside_a_jail_an_absolute_link_is_one_of_the_jail(
     with listen(hosts / "real.example"):
         (hosts / "linked.example").symlink_to("/real.example")
         (hosts / "wrong.example").symlink_to(hosts / "real.example")
-        child = os.fork()
-        if not child:
+
+        def work() -> None:
             os.chroot(".")
             os.chdir("/")
             _, found = look(capsys)
             well = [name for name, one in found.items() if not one["problems"]]
-            os._exit(0 if well == ["linked.example", "real.example"] else 1)
-        assert os.waitpid(child, 0)[1] == 0
+            assert well == ["linked.example", "real.example"]
+
+        in_child(work)
 
 
 def test_an_empty_directory_is_well(

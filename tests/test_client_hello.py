@@ -107,6 +107,9 @@ def reference_handshake(data: bytes) -> Outcome:
         if number(2, end) != end - position:
             return (50, 0)
         while position < end:
+            # Refused as soon as it is known that no header fits any more.
+            if end - position < 4:
+                return (50, 0)
             kind = number(2, end)
             size = number(2, end)
             if kind != 0:
@@ -118,6 +121,8 @@ def reference_handshake(data: bytes) -> Outcome:
             if number(2, end) != end - position:
                 return (50, 0)
             while position < end:
+                if end - position < 3:
+                    return (50, 0)
                 name_type = number(1, end)
                 size = number(2, end)
                 start = position
@@ -249,26 +254,78 @@ def test_wire_bytes_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(hello("a.example", padding=500)[:101]) == alert(50)
 
 
-def steps(wire: bytes) -> int:
-    """Count the lines that the parser runs for a hello fed byte by byte."""
-    count = 0
+class Counted(bytearray):
+    """The parser's message, which counts the bytes that are read from it or put into it."""
+
+    touched = 0
+
+    def _count(self, size: int) -> None:
+        Counted.touched += size
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        found = super().__getitem__(key)
+        self._count(len(found) if isinstance(key, slice) else 1)
+        return found
+
+    def __iadd__(self, more):  # type: ignore[no-untyped-def]
+        self._count(len(more))
+        return super().__iadd__(more)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        self._count(len(self))
+        return super().__iter__()
+
+    def __bytes__(self) -> bytes:
+        self._count(len(self))
+        return bytes(memoryview(self))
+
+
+def cost(wire: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Count the lines that the parser runs, and the bytes of the message that it touches, for a
+    hello fed byte by byte."""
+    lines = 0
 
     def trace(frame: object, event: str, argument: object) -> object:
-        nonlocal count
-        count += event == "line"
+        nonlocal lines
+        lines += event == "line"
         return trace
 
+    monkeypatch.setattr(client_hello, "bytearray", Counted, raising=False)
+    Counted.touched = 0
     sys.settrace(trace)  # type: ignore[arg-type]
     try:
         assert parse(*(wire[at : at + 1] for at in range(len(wire)))) == "a.example"
     finally:
         sys.settrace(None)
-    return count
+    return lines, Counted.touched
 
 
-def test_byte_by_byte_costs_linear_time() -> None:
-    small, large = steps(hello("a.example", padding=2000)), steps(hello("a.example", padding=20000))
-    assert large < 11 * small
+def test_byte_by_byte_costs_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = cost(hello("a.example", padding=2000), monkeypatch)
+    large = cost(hello("a.example", padding=20000), monkeypatch)
+    assert small[1] > 2000
+    for one, other in zip(small, large, strict=True):
+        assert other < 11 * one
+    # Each byte is put into the message once; of what is in it, only the name and the lengths are
+    # read: a byte of padding is never looked at again.
+    assert large[1] < 1.1 * 20_000 + 200
+
+
+def test_the_largest_hello_fits_the_cap() -> None:
+    """Every vector as long as its length field lets it, the whole in records of one byte each."""
+    fill = extension(21, bytes(65535 - 4 - 4 - 9 - 5))
+    body = message(fill + server_name((0, b"a.example")), session=bytes(255), ciphers=32767)
+    wire = records(body, 1)
+    assert parse(wire) == "a.example"
+    assert 780_000 < len(wire) <= client_hello.MAX_WIRE_BYTES
+    assert client_hello.MAX_WIRE_BYTES == 2**20
+
+
+def test_what_claims_to_be_longer_is_refused() -> None:
+    """A hello of 16 MB: no extensions block can end where it does."""
+    start = b"\1\xff\xff\xff" + bytes(34) + b"\0" + b"\0\2\x13\1" + b"\1\0"
+    assert parse(records(start, 1)) is None
+    assert parse(records(start + b"\xff\xff", 1)) == alert(50)
 
 
 names = st.from_regex(rb"[A-Za-z0-9_./-]{1,40}", fullmatch=True)

@@ -111,7 +111,7 @@ def test_standard_input_comes_first(tcp: socket.socket) -> None:
         ("PID", "one", "LISTEN_FDS is 'one': expected a number"),
         ("PID", "-1", "LISTEN_FDS is '-1': expected a number"),
         ("PID", "9" * 5000, ": expected a number"),
-        ("PID", "2", "LISTEN_FDS is 2, but descriptor 4 is not a listening socket (bad file"),
+        ("PID", "2", "LISTEN_FDS is 2, but descriptor 4 is not a listening socket"),
         ("PID", "999999999", "but descriptor 4 is not a listening socket"),
     ],
 )

@@ -112,10 +112,11 @@ def test_room_to_write_is_told_where_it_is_wanted(poller: Poller, pair: Pair) ->
     assert late.masks == [WRITE]
 
 
-def test_a_listening_socket_is_told_until_it_is_empty(poller: Poller) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_listening_socket_is_told_until_it_is_empty(poller: Poller, shared: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         seen = Seen(poller)
-        poller.watch_listener(listening.fileno(), seen)
+        poller.watch_listener(listening.fileno(), seen, shared=shared)
         with socket.create_connection(listening.getsockname()):
             for _ in range(3):
                 poller.select(1)
@@ -123,7 +124,7 @@ def test_a_listening_socket_is_told_until_it_is_empty(poller: Poller) -> None:
             poller.unwatch(listening.fileno())
             poller.select(0)
             assert len(seen.masks) == 3
-            poller.watch_listener(listening.fileno(), seen)
+            poller.watch_listener(listening.fileno(), seen, shared=shared)
             poller.select(1)
             assert len(seen.masks) == 4
             poller.unwatch(listening.fileno())

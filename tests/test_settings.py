@@ -27,3 +27,19 @@ def test_a_bad_value_is_one_complaint_and_the_default(word: str) -> None:
     assert found.level == Level.INFO
     (complaint,) = found.complaints
     assert complaint.startswith(f"SNIPROXY_LOG={word}: expected error, info, connections")
+
+
+@pytest.mark.parametrize("word", ["1", "2", "064", "1024"])
+def test_numbers_of_workers(word: str) -> None:
+    found = settings({"SNIPROXY_WORKERS": word})
+    assert (found.workers, found.complaints) == (int(word), ())
+
+
+@pytest.mark.parametrize(
+    "word", ["0", "-1", "1025", "many", "1.5", "+1", " 1", "٣", "9" * 5000, "\udcff"]
+)
+def test_bad_numbers_of_workers(word: str) -> None:
+    found = settings({"SNIPROXY_WORKERS": word})
+    assert found.workers is None
+    (complaint,) = found.complaints
+    assert complaint.startswith(f"SNIPROXY_WORKERS={word}: expected a number from 1 to 1024")

@@ -29,6 +29,7 @@ from sniproxy.proxy.relay import BUFFER_SIZE, ClientEnd, Relay
 from sniproxy.proxy.sweep import Countdown, Later, Sweep
 from sniproxy.resolver import proxy_header
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, Hosts, refusal
+from sniproxy.resolver.naming import directory_name
 from sniproxy.resolver.proxy_header import SocketAddress
 
 PATIENCE = 10.0
@@ -39,6 +40,14 @@ FAREWELL_PATIENCE = 1.0
 
 FAREWELL_BYTES = 64 * 1024
 """Bytes of a refused client that are read and thrown away before we close all the same."""
+
+# Plain numbers, since the operators of the enumerations take longer than what they are for.
+_UNIX = int(AF_UNIX)
+_STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
+
+MAX_KEPT = 32 * 1024 * 1024
+"""Bytes of all undecided hellos together that a process keeps: room for more than a thousand of the
+largest that occur (20 kB), where each alone might have a megabyte."""
 
 _FIRST_RETRY = 0.001
 _LONGEST_RETRY = 0.050
@@ -58,18 +67,14 @@ class Totals:
     """Counts since the start. ``up`` is bytes from clients, ``down`` bytes to them, both only of
     connections that have ended."""
 
-    __slots__ = ("accepted", "down", "ended", "refused", "up")
+    __slots__ = ("accepted", "down", "open", "refused", "up")
 
     def __init__(self) -> None:
         self.accepted = 0
-        self.ended = 0
+        self.open = 0
         self.refused: Counter[str] = Counter()
         self.up = 0
         self.down = 0
-
-    @property
-    def open(self) -> int:
-        return self.accepted - self.ended
 
 
 class Connections:
@@ -99,13 +104,16 @@ class Connections:
         self.undecided: Countdown[Arrival] = Countdown(PATIENCE, Arrival.expire)
         self.farewells: Countdown[Farewell] = Countdown(FAREWELL_PATIENCE, Farewell.close)
         self._sweep = Sweep(later, _SWEEP, self.sweep)
+        self._kept = 0
         self._refused_lately: Counter[str] = Counter()
         self._report = report
         self._refusals = Sweep(later, REFUSALS_REPORT, self.report_refusals)
 
     def welcome(self, client: SocketType, address: SocketAddress) -> None:
         """Take over a socket that was just accepted, in blocking mode or not."""
-        self.totals.accepted += 1
+        totals = self.totals
+        totals.accepted += 1
+        totals.open += 1
         arrival = Arrival(self, client, address)
         try:
             arrival.begin()
@@ -132,6 +140,13 @@ class Connections:
             return False
         oldest.refuse(Refusal(Alert.USER_CANCELED, "evicted"), linger=False)
         return True
+
+    def keep(self, size: int) -> None:
+        """Count ``size`` more bytes of undecided hellos, fewer if negative; end the oldest ones
+        while there are too many."""
+        self._kept += size
+        while self._kept > MAX_KEPT and self.evict_oldest():
+            pass
 
     def wait(self, arrival: "Arrival") -> None:
         """Start an undecided arrival's time."""
@@ -199,8 +214,9 @@ class Connections:
 
     def gone(self) -> None:
         """Count a connection whose client's socket has been closed."""
-        self.totals.ended += 1
-        if not self.totals.open:
+        totals = self.totals
+        totals.open -= 1
+        if not totals.open:
             self.idle()
 
     def _relayed(self, end: ClientEnd, how: str, down: int, sending: bool) -> None:
@@ -209,11 +225,12 @@ class Connections:
         self.totals.down += down
         if isinstance(end.record, Arrival):
             end.record.log_end(how, end.moved, down)
-        farewell = Farewell(self, end.socket, limit=None, watched=True)
         if sending and how != "stopped":
-            farewell.begin()
-        else:
-            farewell.close()
+            Farewell(self, end.socket, limit=None, watched=True).begin()
+            return
+        self.poller.forget(end.socket.fileno())
+        end.socket.close()
+        self.gone()
 
 
 class Arrival:
@@ -310,28 +327,36 @@ class Arrival:
             if self._received is None:
                 self._received = bytearray()
             self._received += data
+            self._connections.keep(size)
             return True
         self._settle()
         self.host = host
-        self.decided_at = self._connections.clock()
+        connections = self._connections
+        if connections.log.connections:
+            self.decided_at = connections.clock()
         self._connect(self._received + data if self._received else data)
         return False
 
     def _settle(self) -> None:
         """Note that the hello is no longer waited for."""
+        if self._parser is not None and self._received:
+            self._connections.keep(-len(self._received))
         self._parser = None
-        self._connections.undecided.stop(self)
+        if self._watched:
+            self._connections.undecided.stop(self)
 
     # The backend.
 
     def _connect(self, received: bytearray | memoryview) -> None:
         """Try to reach the backend; ``received`` is every byte that the client has sent."""
         connections = self._connections
+        directory = directory_name(self.host)
         while True:
             try:
-                if self._backend is None:
-                    self._backend = SocketType(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
-                connections.hosts.connect(self.host, self._backend)
+                backend = self._backend
+                if backend is None:
+                    backend = self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
+                connections.hosts.connect(directory, backend)
                 break
             except OSError as error:
                 exhausted = error.errno in DESCRIPTORS_EXHAUSTED
@@ -342,7 +367,7 @@ class Arrival:
                 else:
                     self._not_reached(error)
                 return
-        self._forward(self._backend, received)
+        self._forward(backend, directory, received)
 
     def _wait_for_room(self, received: bytearray | memoryview, error: OSError) -> None:
         """Try again a little later, for as long as the connection may wait at all.
@@ -376,11 +401,13 @@ class Arrival:
             )
         self.refuse(refused)
 
-    def _forward(self, backend: SocketType, received: bytearray | memoryview) -> None:
+    def _forward(
+        self, backend: SocketType, directory: str, received: bytearray | memoryview
+    ) -> None:
         """Send the backend the PROXY header it wants and what came so far; start the relay."""
         connections = self._connections
         self._backend = None
-        version = connections.hosts.proxy_version(self.host)
+        version = connections.hosts.proxy_version(directory)
         header = self._header(version) if version else b""
         first = header + received if header else received
         gone = False
@@ -393,14 +420,14 @@ class Arrival:
         record = self if connections.log.connections else None
         self._received = None
         end = connections.relay.join(self._socket, backend, record, watched=self._watched)
-        end.moved = max(0, sent - len(header))
+        end.moved = sent - len(header) if sent > len(header) else 0
         if gone:
             end.sever()
         elif sent < len(first):
             end.hold(bytes(first[sent:]))
         elif self._watched:
             # The events up to now were ours, not the relay's.
-            end.pump(to_the_end=True)
+            end.pump(True)
 
     def _header(self, version: int) -> bytes:
         source, destination = self.address, self._socket.getsockname()

@@ -25,6 +25,8 @@ PAUSE = 0.1
 EPISODE = 10.0
 """Seconds without trouble after which the next trouble is worth another line in the log."""
 
+_STREAM = int(socket.SOCK_STREAM)
+
 _OF_ONE_CLIENT = frozenset(
     {
         errno.ECONNABORTED,
@@ -85,6 +87,7 @@ class Listener:
         accept = self._socket._accept  # type: ignore[attr-defined]
         family = self._family
         welcome = self._connections.welcome
+        make = socket.SocketType
         if self._shared:
             self._stint -= self._batch
             if self._stint <= 0:
@@ -102,7 +105,7 @@ class Listener:
                     continue
                 self._pause()
                 return
-            welcome(socket.SocketType(family, socket.SOCK_STREAM, 0, fd), address)
+            welcome(make(family, _STREAM, 0, fd), address)
 
     def _step_back(self) -> None:
         """Go to the end of the row of workers that are woken for a connection."""

@@ -51,6 +51,7 @@ class Poller(selectors.BaseSelector):
 
     def __init__(self, fault: Callable[[Exception], None]) -> None:
         self._epoll = select.epoll()
+        self._register = self._epoll.register
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._watchers: list[Watcher | None] = []
         self._unfinished: dict[Watcher, None] = {}
@@ -62,8 +63,12 @@ class Poller(selectors.BaseSelector):
 
     def watch(self, fd: int, watcher: Watcher, *, write: bool = False) -> None:
         """Register a stream socket, edge-triggered. What is there already counts as an event."""
-        self._epoll.register(fd, _EDGES | WRITE if write else _EDGES)
-        self._place(fd, watcher)
+        self._register(fd, _EDGES | WRITE if write else _EDGES)
+        try:
+            self._watchers[fd] = watcher
+        except IndexError:
+            self._make_room(fd)
+            self._watchers[fd] = watcher
 
     def watch_listener(self, fd: int, watcher: Watcher, *, shared: bool) -> None:
         """Register a listening socket, level-triggered: who shares it may leave us the rest.
@@ -71,8 +76,9 @@ class Poller(selectors.BaseSelector):
         Of several workers that have registered it as ``shared``, a connection wakes only one: the
         first that waits, in the order in which they registered.
         """
-        self._epoll.register(fd, READ | select.EPOLLEXCLUSIVE if shared else READ)
-        self._place(fd, watcher)
+        self._register(fd, READ | select.EPOLLEXCLUSIVE if shared else READ)
+        self._make_room(fd)
+        self._watchers[fd] = watcher
 
     def replace(self, fd: int, watcher: Watcher) -> None:
         """Hand a registered descriptor to another watcher, at no system call."""
@@ -99,11 +105,9 @@ class Poller(selectors.BaseSelector):
         """List all watchers that have a descriptor now."""
         return [watcher for watcher in self._watchers if watcher is not None]
 
-    def _place(self, fd: int, watcher: Watcher) -> None:
+    def _make_room(self, fd: int) -> None:
         watchers = self._watchers
-        if fd >= len(watchers):
-            watchers.extend([None] * (fd + 64 - len(watchers)))
-        watchers[fd] = watcher
+        watchers.extend([None] * (fd + 64 - len(watchers)))
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Serve the data plane's events; return the loop's own. ``timeout`` in seconds."""
@@ -150,7 +154,7 @@ class Poller(selectors.BaseSelector):
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         bits = (events & selectors.EVENT_READ and READ) | (events & selectors.EVENT_WRITE and WRITE)
         self._epoll.register(fd, bits)
-        self._watchers.extend([None] * (fd + 1 - len(self._watchers)))
+        self._make_room(fd)
         key = self._keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
         return key
 

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from errno import EAGAIN
 from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
-from typing import Final, cast
+from typing import Final
 
 from sniproxy.proxy.poller import ERROR, HANG_UP, READ, WRITE, Poller
 from sniproxy.proxy.sweep import Later, Sweep
@@ -51,6 +51,8 @@ OVER: Final = 3
 """How far a direction is: it goes on, its end of stream was passed on, it was given up, or the
 whole connection has been closed."""
 
+_CHUNKS: Final = range(CHUNKS_A_TURN)
+_DONT_WAIT: Final = int(MSG_DONTWAIT)
 _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
@@ -133,7 +135,9 @@ class Relay:
         self.buffer = bytearray(BUFFER_SIZE)
         self.view = memoryview(self.buffer)
         self.pipes = Pipes(max(1, MAX_PIPES // workers))
-        self.half_closed: dict[ClientEnd, tuple[int, float]] = {}
+        self.half_closed: dict[End, tuple[int, float] | None] = {}
+        """One end of each connection of which one direction has ended: at the last sweep, the bytes
+        that had moved and since when no other had."""
         self._ended = ended
         self._clock = clock
         self._half_closed_sweep = Sweep(later, _HALF_CLOSED_SWEEP, self.sweep)
@@ -158,29 +162,32 @@ class Relay:
         self.poller.watch(backend.fileno(), backend_end)
         return client_end
 
-    def half_close(self, client: "ClientEnd") -> None:
-        """Note that one direction of the connection has ended."""
-        self.half_closed[client] = (client.moved + client.peer.moved, self._clock())
-        self._half_closed_sweep.wake()
+    def half_close(self, end: "End") -> None:
+        """Note that one direction of the connection has ended. Most end right after, so that the
+        time is left to the sweep."""
+        self.half_closed[end] = None
+        if not self._half_closed_sweep.running:
+            self._half_closed_sweep.wake()
 
     def sweep(self) -> bool:
         """End half-closed connections that have been idle; say whether any are left."""
         now = self._clock()
-        for client, (seen, since) in list(self.half_closed.items()):
-            moved = client.moved + client.peer.moved
-            if moved != seen:
-                self.half_closed[client] = (moved, now)
-            elif now - since >= HALF_CLOSED_IDLE:
-                self.end(client, "idle")
+        for end, last in list(self.half_closed.items()):
+            moved = end.moved + end.peer.moved
+            if last is None or last[0] != moved:
+                self.half_closed[end] = (moved, now)
+            elif now - last[1] >= HALF_CLOSED_IDLE:
+                self.end(end.client(), "idle")
         return bool(self.half_closed)
 
     def end(self, client: "ClientEnd", how: str) -> None:
         """Close the backend's side and hand the client's on."""
         backend = client.peer
         sending = client.ended != FINISHED and how != ClientEnd.GONE
-        self.half_closed.pop(client, None)
         for end in (client, backend):
             end.reading = False
+            if end.ended:
+                self.half_closed.pop(end, None)
             end.ended = OVER
             end.unsent = None
             if end.pipe is not None:
@@ -234,7 +241,7 @@ class End:
     def ready(self, mask: int) -> None:
         if mask == READ:
             if self.reading:
-                self.pump(to_the_end=False)
+                self.pump(False)
             return
         if mask & WRITE:
             peer = self.peer
@@ -242,14 +249,14 @@ class End:
                 peer.flush()
         if self.reading:
             if mask & ~WRITE:
-                self.pump(to_the_end=mask & HANG_UP != 0)
+                self.pump(mask & HANG_UP != 0)
         # An event may be stale; the socket itself knows.
         elif mask & ERROR and self.ended != OVER and self.socket.getsockopt(SOL_SOCKET, SO_ERROR):
             self.failed()
 
     def resume(self) -> None:
         if self.reading:
-            self.pump(to_the_end=True)
+            self.pump(True)
 
     def abandon(self) -> None:
         if self.ended != OVER:
@@ -257,21 +264,21 @@ class End:
 
     # The direction away from this end.
 
-    def pump(self, *, to_the_end: bool) -> None:
+    def pump(self, to_the_end: bool) -> None:
         """Move what has arrived here to the peer, until nothing is left or the peer is full.
 
         A read that did not fill the buffer has emptied the socket: whatever comes later is a new
         event. Not so where the end of the stream was told (``to_the_end``): no event follows it.
         """
         if self.bulk > 1:
-            self.splice(to_the_end=to_the_end)
+            self.splice(to_the_end)
             return
         relay = self.relay
         receive = self.socket.recv_into
         send = self.peer.socket.send
-        for _ in range(CHUNKS_A_TURN):
+        for _ in _CHUNKS:
             try:
-                size = receive(relay.buffer, 0, MSG_DONTWAIT)
+                size = receive(relay.buffer, 0, _DONT_WAIT)
             except BlockingIOError:
                 return
             except OSError:
@@ -281,7 +288,7 @@ class End:
                 self.finish()
                 return
             try:
-                sent = send(relay.view[:size], MSG_DONTWAIT)
+                sent = send(relay.view[:size], _DONT_WAIT)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -303,13 +310,13 @@ class End:
                     break
         relay.poller.again(self)
 
-    def splice(self, *, to_the_end: bool) -> None:
+    def splice(self, to_the_end: bool) -> None:
         """Do as ``pump`` does, through a pipe; go back to copying when it gets small."""
         relay = self.relay
         pipe = relay.pipes.take()
         if pipe is None:
             self.bulk = 0
-            self.pump(to_the_end=to_the_end)
+            self.pump(to_the_end)
             return
         source, target = self.socket.fileno(), self.peer.socket.fileno()
         # splice(2) heeds the O_NONBLOCK of a socket, not SPLICE_F_NONBLOCK alone.
@@ -370,7 +377,7 @@ class End:
             self.pipe = None
         elif self.unsent is not None:
             try:
-                sent = target.send(self.unsent, MSG_DONTWAIT)
+                sent = target.send(self.unsent, _DONT_WAIT)
             except BlockingIOError:
                 return
             except OSError:
@@ -384,7 +391,7 @@ class End:
         self.relay.poller.await_write(target.fileno(), write=False)
         self.reading = True
         # The events that came meanwhile were passed over.
-        self.pump(to_the_end=True)
+        self.pump(True)
 
     # The ends of this direction, and of the connection.
 
@@ -402,7 +409,7 @@ class End:
             # Nothing can reach the peer any more, but what it sent before can still be read.
             self.sever()
             return
-        self.relay.half_close(self.client())
+        self.relay.half_close(self)
 
     def sever(self) -> None:
         """Give this direction up: the peer takes nothing any more.
@@ -419,9 +426,9 @@ class End:
         if peer.ended:
             self.relay.end(self.client(), peer.GONE)
             return
-        self.relay.half_close(self.client())
+        self.relay.half_close(self)
         if peer.reading:
-            peer.pump(to_the_end=True)
+            peer.pump(True)
 
     def broken(self) -> None:
         """End both directions: reading has failed, after all that had arrived was passed on."""
@@ -453,8 +460,10 @@ class BackendEnd(End):
 
     GONE = "reset_by_backend"
 
+    peer: ClientEnd
+
     def client(self) -> ClientEnd:
-        return cast(ClientEnd, self.peer)
+        return self.peer
 
     def failed(self) -> None:
         """Give up the direction to the backend: what it wrote before still reaches the client."""

@@ -7,6 +7,7 @@ who started the server says what becomes of its reports, and calls ``stop``.
 
 import asyncio
 import gc
+import time
 from collections.abc import Mapping, Sequence
 from socket import socket
 
@@ -42,7 +43,7 @@ class Server:
         self.loop = asyncio.SelectorEventLoop(self._poller)
         self.loop.set_exception_handler(self._loop_fault)
         self._connections = Connections(
-            self._poller, hosts, log, self.loop.time, self.loop.call_later, report, workers
+            self._poller, hosts, log, time.monotonic, self.loop.call_later, report, workers
         )
         self._connections.idle = self._idle
         self._listeners = [Listener(one, self._connections, workers > 1) for one in listening]

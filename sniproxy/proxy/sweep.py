@@ -18,21 +18,21 @@ T = TypeVar("T")
 class Sweep:
     """Call ``sweep`` every ``interval`` seconds from ``wake`` on, for as long as it says True."""
 
-    __slots__ = ("_interval", "_later", "_running", "_sweep")
+    __slots__ = ("_interval", "_later", "_sweep", "running")
 
     def __init__(self, later: Later, interval: float, sweep: Callable[[], bool]) -> None:
         self._later = later
         self._interval = interval
         self._sweep = sweep
-        self._running = False
+        self.running = False
 
     def wake(self) -> None:
-        if not self._running:
-            self._running = True
+        if not self.running:
+            self.running = True
             self._later(self._interval, self._run)
 
     def _run(self) -> None:
-        self._running = False
+        self.running = False
         if self._sweep():
             self.wake()
 

@@ -53,16 +53,12 @@ class Hosts:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def connect(self, host: str, backend: SocketType) -> None:
-        """Connect a non-blocking Unix stream socket to the backend of a canonical host name.
+    def connect(self, directory: str, backend: SocketType) -> None:
+        """Connect a non-blocking Unix stream socket to the backend of a host's directory.
 
         Raises OSError: BlockingIOError where the backend's accept queue is full (then nothing
         ever tells that it has room again), anything else to be sorted by ``refusal``.
         """
-        self.connect_to(naming.directory_name(host), backend)
-
-    def connect_to(self, directory: str, backend: SocketType) -> None:
-        """Do as ``connect`` does for the name of a directory in place of a host's."""
         path = f"{directory}/{naming.SOCKET}"
         if self._elsewhere:
             self._return()
@@ -87,12 +83,8 @@ class Hosts:
         os.fchdir(self._descriptor)
         self._elsewhere = False
 
-    def proxy_version(self, host: str) -> int:
-        """Say which PROXY header the host wants: 2, 1, or 0 for none. The newer one wins."""
-        return self.proxy_version_of(naming.directory_name(host))
-
-    def proxy_version_of(self, directory: str) -> int:
-        """Do as ``proxy_version`` does for the name of a directory in place of a host's."""
+    def proxy_version(self, directory: str) -> int:
+        """Say which PROXY header a host wants: 2, 1, or 0 for none. The newer one wins."""
         if os.access(f"{directory}/{naming.SEND_PROXY_V2}", os.F_OK):
             return 2
         if os.access(f"{directory}/{naming.SEND_PROXY_V1}", os.F_OK):

@@ -86,7 +86,7 @@ def _examine(name: str, hosts: Hosts) -> Finding:
         finding.problems.append("is not a directory: a host is a directory with a tls-socket")
         return finding
     _examine_socket(finding, hosts)
-    version = hosts.proxy_version_of(name)
+    version = hosts.proxy_version(name)
     finding.proxy_header = f"v{version}" if version else "none"
     if version == 2 and os.access(f"{name}/{naming.SEND_PROXY_V1}", os.F_OK):
         finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
@@ -161,7 +161,7 @@ def _examine_socket(finding: Finding, hosts: Hosts) -> None:
     path = f"{finding.name}/{naming.SOCKET}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as backend:
         try:
-            hosts.connect_to(finding.name, backend)
+            hosts.connect(finding.name, backend)
         except BlockingIOError:
             finding.accepts = True
             finding.notes.append("the accept queue is full: the backend is busy or hangs")

@@ -19,7 +19,8 @@ TIMEOUT = 20
 
 def commands(option: str | None) -> list[str]:
     """Give the command that starts sniproxy."""
-    return shlex.split(option) if option else [sys.executable, "-m", "sniproxy"]
+    # Without -P, the interpreter would look for modules in the hosts directory first.
+    return shlex.split(option) if option else [sys.executable, "-P", "-m", "sniproxy"]
 
 
 class Proxy:
@@ -34,6 +35,7 @@ class Proxy:
         preexec: Callable[[], None] | None = None,
     ) -> None:
         self.hosts = hosts
+        self.environment = environment
         self.listening = listening
         self.log_path = hosts.parent / f"log-{id(self)}"
         variables = {k: v for k, v in os.environ.items() if not k.startswith(("LISTEN_", "NOTIFY"))}

@@ -132,6 +132,8 @@ def test_answer_arrives_though_the_backend_left_bytes_unread(
     assert read_all(client) == b"answer" * 10_000
 
 
+# With several workers, memory also grows by what one of them has still to make at its start.
+@pytest.mark.parametrize("workers", ["1"], indirect=True)
 def test_back_pressure(proxy: Proxy, pair: tuple[socket.socket, socket.socket]) -> None:
     """A client that does not read stops the backend, at bounded memory, and loses nothing."""
     client, stream = pair

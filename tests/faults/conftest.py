@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.end_to_end.conftest import backend_of, command, hashed, proxy, start
+from tests.end_to_end.conftest import backend_of, command, hashed, proxy, start, workers
 from tests.end_to_end.harness import Proxy
 from tests.faults.harness import (
     HOST,
@@ -17,7 +17,7 @@ from tests.faults.harness import (
     nothing_left,
 )
 
-__all__ = ["backend_of", "command", "hashed", "proxy", "start"]
+__all__ = ["backend_of", "command", "hashed", "proxy", "start", "workers"]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from tests.end_to_end.harness import TIMEOUT, Proxy, read_exactly
+from tests.end_to_end.harness import TIMEOUT, Proxy, memory, read_exactly
 from tests.hello import hello
 
 HOST = "a.example"
@@ -92,21 +92,13 @@ def descriptors(pid: int) -> Mapping[str, int]:
     return counts
 
 
-def memory(pid: int) -> int:
-    """Resident bytes of a process, proc(5)."""
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 class Holdings:
     """What the processes of a proxy hold: processes, descriptors, memory."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.processes = family(proxy.process.pid)
         self.descriptors = {pid: descriptors(pid) for pid in self.processes}
-        self.memory = sum(memory(pid) for pid in self.processes)
+        self.memory = memory(proxy)
 
     def problem(self, before: "Holdings", growth: int) -> str:
         """Say what is left behind since ``before``; nothing if nothing is."""
@@ -131,7 +123,13 @@ class Holdings:
 
 
 def at_rest(proxy: Proxy) -> Holdings:
-    """Take stock once the last connection has gone: when nothing has changed for a while."""
+    """Take stock once all workers are there and the last connection has gone: when nothing has
+    changed for a while."""
+    count = int(proxy.environment.get("SNIPROXY_WORKERS", "1"))
+    eventually(
+        lambda: len(family(proxy.process.pid)) == (1 if count == 1 else count + 1),
+        "not all started",
+    )
     holdings, same = Holdings(proxy), 0
     while same < 20:
         time.sleep(0.01)

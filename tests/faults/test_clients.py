@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import Proxy, in_thread, read_all, read_exactly, reset
+from tests.end_to_end.harness import Proxy, in_thread, memory, read_all, read_exactly, reset
 from tests.faults.harness import (
     HELLO,
     HOST,
@@ -22,7 +22,6 @@ from tests.faults.harness import (
     at_rest,
     crowd,
     family,
-    memory,
     nothing_left,
 )
 from tests.hello import extension, hello, message, records, server_name
@@ -77,12 +76,12 @@ def test_idle_connections(unharmed: Start, full: bool) -> None:
     # Each takes two descriptors of the proxy.
     count = min(10_000, limit // 2 - 100) if full else 1_000
     proxy = unharmed(growth=64 << 20)
-    before = memory(proxy.process.pid)
+    before = memory(proxy)
     clients = []
     for client in crowd(proxy, count, HELLO):
         assert read_exactly(client, len(SERVED)) == SERVED
         clients.append(client)
-    held = memory(proxy.process.pid) - before
+    held = memory(proxy) - before
     ask(proxy)
     for client in clients:
         client.sendall(b"?")
@@ -231,13 +230,13 @@ def test_a_stopped_client_goes_on(unharmed: Start) -> None:
 def test_the_largest_hellos_are_bounded(unharmed: Start) -> None:
     """Records of one byte each, of the largest message whose lengths fit, without its end."""
     proxy = unharmed(growth=32 << 20)
-    before = memory(proxy.process.pid)
+    before = memory(proxy)
     fill = b"".join(extension(21, bytes(65_000)) for _ in range(1))
     wire = records(message(fill + server_name((0, HOST.encode()))), 1)
     count = 40
     clients = list(crowd(proxy, count, wire[:-400]))
     ask(proxy)
-    held = memory(proxy.process.pid) - before
+    held = memory(proxy) - before
     assert held < count * (2 << 20)
     for client in clients:
         client.close()

@@ -65,6 +65,7 @@ def test_refused_clients_that_stay_hold_nothing_for_long(unharmed: Callable[...,
         client.close()
 
 
+@pytest.mark.parametrize("workers", ["1"], indirect=True)
 @pytest.mark.parametrize(
     "pending",
     [
@@ -84,7 +85,7 @@ def test_an_evicted_client_writes_into_nobody_elses_hello(
 
     What that one has sent meanwhile is thrown away, and must not end up in front of the backend.
     """
-    proxy = unharmed(preexec=few, SNIPROXY_WORKERS="1")
+    proxy = unharmed(preexec=few)
     backend = backend_of(proxy.directory("b.example"))
     pid = proxy.process.pid
     room = LIMIT - 1 - sum(descriptors(pid).values())

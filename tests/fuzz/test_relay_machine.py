@@ -121,7 +121,7 @@ class Connection:
         if watched:
             relay.poller.watch(inner_client.fileno(), Unused())
         other = socket.SocketType(socket.AF_UNIX, inner_backend.type, 0, inner_backend.detach())
-        relay.join(inner_client, other, self, watched=watched).pump(to_the_end=True)
+        relay.join(inner_client, other, self, watched=watched).pump(True)
 
     def ends(self) -> tuple[Outer, Outer]:
         return self.client, self.backend

@@ -1,0 +1,244 @@
+"""The report: medians of all rounds, tables in Markdown, and the targets with what was reached.
+
+Only this module knows which figure of a work is shown where and how; the targets are set here.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+from bench.candidates import (
+    FLOOR,
+    HAPROXY,
+    NGINX,
+    NGINX_TWO,
+    OURS,
+    OURS_ALL,
+    OURS_SOURCE,
+)
+
+Results = dict[str, dict[str, list[dict[str, Any]]]]
+"""Work, candidate: the figures of each round."""
+
+
+class Report(TypedDict):
+    """What is saved as JSON."""
+
+    machine: dict[str, str]
+    results: Results
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of one work. ``divisor`` makes the unit that the title names."""
+
+    title: str
+    work: str
+    figure: str
+    digits: int = 1
+    divisor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    title: str
+    columns: tuple[Column, ...]
+
+
+TABLES = (
+    Table(
+        "Connections: hello, 100 bytes back, close; 64 at a time",
+        (
+            Column("CPU µs", "connection", "cpu"),
+            Column("of it user", "connection", "user"),
+            Column("CPU µs, 1.8 kB hello", "connection, 1.8 kB hello", "cpu"),
+            Column("connections/s", "connection", "rate", 0),
+            Column("p50 µs", "connection", "p50", 0),
+            Column("p99 µs", "connection", "p99", 0),
+            Column("system calls, one at a time", "system calls", "alone", 2),
+            Column("64 at a time", "system calls", "together", 2),
+            Column("CPU µs of load and backend", "connection", "load"),
+        ),
+    ),
+    Table(
+        "Bulk: replies of 200 kB, 16 at a time; two streams of 400 MB each way",
+        (
+            Column("CPU µs a reply", "reply of 200 kB", "cpu"),
+            Column("down: CPU s/GB", "download", "cpu", 3),
+            Column("GB/s", "download", "rate", 2),
+            Column("system calls/MB", "system calls", "down"),
+            Column("up: CPU s/GB", "upload", "cpu", 3),
+            Column("GB/s", "upload", "rate", 2),
+            Column("system calls/MB", "system calls", "up"),
+            Column("CPU s/GB of load and backend, down", "download", "load", 3),
+        ),
+    ),
+    Table(
+        "Round trips of 100 bytes on 64 connections, and one neighbour's beside a bulk stream",
+        (
+            Column("CPU µs", "round trip", "cpu", 2),
+            Column("of it user", "round trip", "user", 2),
+            Column("round trips/s", "round trip", "rate", 0),
+            Column("p50 µs", "round trip", "p50", 0),
+            Column("p99 µs", "round trip", "p99", 0),
+            Column("CPU µs of load and backend", "round trip", "load", 2),
+            Column("neighbour p99 µs, stream down", "neighbour", "down, p99", 0),
+            Column("stream up", "neighbour", "up, p99", 0),
+        ),
+    ),
+    Table(
+        "Memory of the process, and 20 000 connections held",
+        (
+            Column("at rest MB", "memory", "rest", 1, 1e6),
+            Column("a worker more MB", "worker", "worker", 1, 1e6),
+            Column("bytes an idle connection", "memory", "idle", 0),
+            Column("bytes a held one", "accept with held", "bytes", 0),
+            Column("CPU µs a connection, none held", "accept with held", "alone"),
+            Column("many held", "accept with held", "among"),
+            Column("busiest worker / idlest", "spread", "spread", 2),
+        ),
+    ),
+)
+
+
+def median(report: Report, work: str, candidate: str, figure: str) -> float | None:
+    """Give the median of all rounds; None where it was not measured."""
+    rounds = report["results"].get(work, {}).get(candidate, [])
+    values = [one[figure] for one in rounds if figure in one]
+    return statistics.median(values) if values else None
+
+
+def candidates(report: Report) -> list[str]:
+    """Name all candidates, ours first, in the order in which they were measured."""
+    names = {name: None for work in report["results"].values() for name in work}
+    first = [name for name in (FLOOR, OURS, OURS_SOURCE, OURS_ALL) if name in names]
+    return first + [name for name in names if name not in first]
+
+
+def _cells(report: Report, table: Table, candidate: str) -> list[str]:
+    values = [(median(report, c.work, candidate, c.figure), c) for c in table.columns]
+    return ["–" if v is None else f"{v / c.divisor:,.{c.digits}f}" for v, c in values]
+
+
+def _table(report: Report, table: Table) -> Iterator[str]:
+    rows = [(name, _cells(report, table, name)) for name in candidates(report)]
+    rows = [(name, cells) for name, cells in rows if any(cell != "–" for cell in cells)]
+    if not rows:
+        return
+    yield f"**{table.title}**"
+    yield ""
+    yield "| | " + " | ".join(column.title for column in table.columns) + " |"
+    yield "|---|" + "--:|" * len(table.columns)
+    for name, cells in rows:
+        yield f"| {name} | " + " | ".join(cell.replace(",", "\u202f") for cell in cells) + " |"
+    yield ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """What must be reached: a figure of ours, at most ``most`` times another candidate's, or at
+    most ``most`` itself where no ``other`` is named."""
+
+    text: str
+    work: str
+    figure: str
+    most: float
+    other: str = ""
+    who: str = OURS
+    divisor: float = 1.0
+    unit: str = ""
+
+
+TARGETS = (
+    Target("CPU per connection, of nginx's", "connection", "cpu", 1.00, NGINX),
+    Target("CPU per connection, of HAProxy's", "connection", "cpu", 1.00, HAPROXY),
+    Target("CPU per connection, of the floor's", "connection", "cpu", 1.08, FLOOR),
+    Target("CPU per GB down, of nginx's", "download", "cpu", 0.55, NGINX),
+    Target("CPU per GB down, of HAProxy's", "download", "cpu", 0.55, HAPROXY),
+    Target("CPU per GB up, of nginx's", "upload", "cpu", 0.30, NGINX),
+    Target("CPU per GB up, of HAProxy's", "upload", "cpu", 0.30, HAPROXY),
+    Target("CPU per reply of 200 kB, of nginx's", "reply of 200 kB", "cpu", 0.75, NGINX),
+    Target("CPU per round trip, of nginx's", "round trip", "cpu", 1.05, NGINX),
+    Target("p50 of round trips, of nginx's", "round trip", "p50", 1.05, NGINX),
+    Target("p99 of round trips, of nginx's", "round trip", "p99", 1.05, NGINX),
+    Target(
+        "all workers: CPU per connection, of one worker's",
+        "connection",
+        "cpu",
+        1.15,
+        OURS,
+        OURS_ALL,
+    ),
+    Target(
+        "all workers: p99 of round trips, of nginx's with 2",
+        "round trip",
+        "p99",
+        1.00,
+        NGINX_TWO,
+        OURS_ALL,
+    ),
+    Target("busiest worker, of the idlest", "spread", "spread", 1.5, who=OURS_ALL),
+    Target("bytes an idle connection", "memory", "idle", 600, unit=" B"),
+    Target("connection with 20 000 held, of one with none", "accept with held", "ratio", 1.05),
+    Target("memory at rest", "memory", "rest", 16, divisor=1e6, unit=" MB"),
+    Target("a worker more", "worker", "worker", 6, who=OURS_ALL, divisor=1e6, unit=" MB"),
+    Target("neighbour's p99, stream down", "neighbour", "down, p99", 2, divisor=1e3, unit=" ms"),
+    Target("neighbour's p99, stream up", "neighbour", "up, p99", 2, divisor=1e3, unit=" ms"),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """A target with what was measured: a ratio, or the figure in its unit."""
+
+    target: Target
+    value: float
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.target.most
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """Hold each target that was measured against its measurement."""
+    executable = OURS in candidates(report)
+    found = []
+    for target in TARGETS:
+
+        def of(name: str, target: Target = target) -> float | None:
+            if name == OURS and not executable:
+                name = OURS_SOURCE
+            return median(report, target.work, name, target.figure)
+
+        value = of(target.who)
+        base = of(target.other) if target.other else target.divisor
+        if value is not None and base:
+            found.append(Verdict(target, value / base))
+    return found
+
+
+def _targets(report: Report) -> Iterator[str]:
+    judged = verdicts(report)
+    if not judged:
+        return
+    yield "**Targets**"
+    yield ""
+    yield "| | at most | measured | |"
+    yield "|---|--:|--:|---|"
+    for one in judged:
+        target = one.target
+        word = "reached" if one.reached else "**missed**"
+        limit = f"{target.most:g}{target.unit}" if target.unit else f"{target.most:.2f}"
+        digits = 0 if target.unit == " B" else 2
+        yield f"| {target.text} | {limit} | {one.value:.{digits}f}{target.unit} | {word} |"
+    yield ""
+
+
+def markdown(report: Report) -> str:
+    """Write all tables."""
+    lines = ["; ".join(f"{name}: {value}" for name, value in report["machine"].items()), ""]
+    lines += _targets(report)
+    for table in TABLES:
+        lines += _table(report, table)
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Fixtures of the deployment tests: packages, roots, and what came of booting them."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.deployment.machine import REPOSITORY, Report, boot, why_not
+
+RELEASES = ("bookworm", "trixie")
+
+collect_ignore = ["inside"]
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Leave these to `make test-deployment`: they take minutes, and root."""
+    named = any("deployment" in argument for argument in config.invocation_params.args)
+    return None if named else True
+
+
+@pytest.fixture(scope="session")
+def executable() -> pathlib.Path:
+    path = REPOSITORY / "dist" / "sniproxy"
+    if not path.exists():
+        pytest.skip("there is no dist/sniproxy: run `make executable` first")
+    return path
+
+
+@pytest.fixture(scope="session")
+def packages(
+    executable: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, pathlib.Path]:
+    """Build the package twice, as two versions: one to install and one to upgrade to."""
+    if not shutil.which("dh"):
+        pytest.skip("there is no debhelper to make packages with")
+    folder = tmp_path_factory.mktemp("packages")
+    made = {}
+    for name, revision in (("old", "1"), ("new", "2")):
+        done = subprocess.run(
+            ["sh", REPOSITORY / "chroot" / "debian" / "build", folder / name],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"REVISION": revision},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        (made[name],) = (folder / name).glob("*.deb")
+    return made
+
+
+@pytest.fixture(scope="session")
+def report_of(
+    packages: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Report]]:
+    """Make and boot all roots at once; give what the tests in each have reported."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("roots")
+    with ThreadPoolExecutor(len(RELEASES)) as pool:
+        futures: dict[str, Future[Report]] = {
+            release: pool.submit(boot, release, folder / release, packages) for release in RELEASES
+        }
+        yield lambda release: futures[release].result()
+    shutil.rmtree(folder)

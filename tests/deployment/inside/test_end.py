@@ -1,0 +1,34 @@
+"""What is known when all else is over: no forbidden system call, and the package leaves nothing."""
+
+import pathlib
+
+from support import fails, journal, make_host, run
+
+
+def test_no_system_call_was_forbidden() -> None:
+    """The units' filter kills; a process that was killed by it died of SIGSYS."""
+    lines = journal("--output=short-monotonic").splitlines()
+    assert any("sniproxy" in line and "event=start" in line for line in lines)
+    assert [line for line in lines if "SIGSYS" in line or "status=31/SYS" in line] == []
+
+
+def test_removing_it_stops_it() -> None:
+    run("systemctl", "start", "sniproxy.socket", "sniproxy.service")
+    run("dpkg", "--remove", "sniproxy")
+    assert fails("systemctl", "is-active", "sniproxy.socket", "sniproxy.service").split() == [
+        "inactive",
+        "inactive",
+    ]
+    assert not pathlib.Path("/usr/bin/sniproxy").exists()
+
+
+def test_purging_it_leaves_nothing() -> None:
+    run("dpkg", "--purge", "sniproxy")
+    assert run("find", "/etc", "/srv", "/usr", "/var", "-name", "*sniproxy*") == ""
+
+
+def test_purging_it_keeps_the_hosts() -> None:
+    host = make_host("kept.promise.example")
+    run("dpkg", "--install", "/opt/inside/old.deb")
+    run("dpkg", "--purge", "sniproxy")
+    assert host.is_dir()

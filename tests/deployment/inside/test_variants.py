@@ -1,0 +1,45 @@
+"""The documented drop-ins: several addresses, and readiness told to systemd."""
+
+import pathlib
+from collections.abc import Callable
+
+import pytest
+from support import BLOG, Backend, Load, ask, drop_in, listening_inodes, make_host, run, shown
+
+pytestmark = pytest.mark.usefixtures("proxy")
+
+
+@pytest.fixture
+def several(proxy: None, backend_at: Callable[..., Backend]) -> pathlib.Path:
+    """Two sockets and Type=notify, as documented."""
+    run("systemctl", "stop", "sniproxy.socket", "sniproxy.service")
+    drop_in("sniproxy.socket.d/addresses.conf")
+    drop_in("sniproxy.service.d/notify.conf")
+    run("systemctl", "start", "sniproxy.socket")
+    directory = make_host(BLOG)
+    backend_at(directory / "tls-socket", "the blog")
+    return directory
+
+
+def test_each_address_is_served(several: pathlib.Path) -> None:
+    assert len(listening_inodes()) == 2
+    assert (ask(BLOG, "127.0.0.1"), ask(BLOG, "::1")) == ("the blog", "the blog")
+
+
+def test_the_start_is_over_when_the_proxy_says_so(several: pathlib.Path) -> None:
+    """Without READY=1, which has to come out of the jail, the start would never succeed."""
+    run("systemctl", "start", "sniproxy.service")
+    assert (shown("Type"), shown("ActiveState")) == ("notify", "active")
+
+
+def test_a_restart_loses_no_connection_of_several_sockets(several: pathlib.Path) -> None:
+    with Load(BLOG) as load:
+        run("systemctl", "restart", "sniproxy.service")
+        load.more()
+    assert shown("Result") == "success"
+
+
+def test_the_drop_ins_leave_the_exposure_as_it_is(several: pathlib.Path) -> None:
+    assessment = run("systemd-analyze", "security", "--no-pager", "sniproxy.service")
+    level = assessment.rpartition("sniproxy.service: ")[2].split()[0]
+    assert float(level) <= 0.3, assessment

@@ -1,0 +1,206 @@
+"""Where the log goes, and what is in it."""
+
+import ctypes
+import os
+import pathlib
+import re
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.end_to_end.harness import (
+    TIMEOUT,
+    Backend,
+    Proxy,
+    read_all,
+    read_exactly,
+    wait_for,
+)
+from tests.hello import hello
+
+HELLO = hello("a.example")
+Start = Callable[..., Proxy]
+Make = Callable[..., Backend]
+CLONE_NEWNS = 0x00020000
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+
+one_worker = pytest.mark.parametrize("workers", ["1"], indirect=True)
+
+
+def alert(number: int) -> bytes:
+    return bytes([0x15, 3, 3, 0, 2, 2, number])
+
+
+def relay_one(proxy: Proxy, backend: Backend) -> None:
+    with proxy.connect() as client:
+        client.sendall(HELLO)
+        stream = backend.accept()
+        read_exactly(stream, len(HELLO))
+        stream.sendall(b"12345")
+        stream.close()
+        assert read_all(client) == b"12345"
+
+
+def fault(proxy: Proxy) -> None:
+    """Ask for a backend that is broken."""
+    directory = proxy.directory("wrong.example")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wrong:
+        wrong.bind(str(directory / "tls-socket"))
+        assert proxy.ask(hello("wrong.example")) == alert(80)
+    (directory / "tls-socket").unlink()
+
+
+def events(text: str) -> list[str]:
+    return re.findall(r"event=(\w+)", text)
+
+
+def test_error_is_faults_only(start: Start, backend_of: Make) -> None:
+    proxy = start(SNIPROXY_LOG="error")
+    relay_one(proxy, backend_of(proxy.directory("a.example")))
+    fault(proxy)
+    proxy.process.send_signal(signal.SIGUSR1)
+    wait_for(proxy, "event=totals")
+    assert proxy.stop(signal.SIGTERM) == 0
+    assert events(proxy.log) == ["backend_fault", "totals"]
+
+
+def test_info_is_start_stop_faults_and_refusals_as_a_count(start: Start, backend_of: Make) -> None:
+    proxy = start(SNIPROXY_LOG="")
+    relay_one(proxy, backend_of(proxy.directory("a.example")))
+    fault(proxy)
+    for _ in range(3):
+        assert proxy.ask(hello("no.example")) == alert(112)
+    assert proxy.stop(signal.SIGTERM) == 0
+    assert events(proxy.log) == ["start", "backend_fault", "stop", "refused", "exit"]
+    assert re.search(r"event=refused count=4 (?=.*backend_fault=1)(?=.*no_such_host=3)", proxy.log)
+    assert "event=exit accepted=5" in proxy.log
+
+
+def test_totals(start: Start, backend_of: Make) -> None:
+    proxy = start()
+    backend = backend_of(proxy.directory("a.example"))
+    relay_one(proxy, backend)
+    assert proxy.ask(hello("no.example")) == alert(112)
+    assert proxy.ask(b"GET") == alert(10)
+    with proxy.connect() as client:
+        client.sendall(HELLO)
+        read_exactly(backend.accept(), len(HELLO))
+        backend.accepted[-1].sendall(b"12345")
+        assert read_exactly(client, 5) == b"12345"
+        proxy.process.send_signal(signal.SIGUSR1)
+        wait_for(proxy, "event=totals")
+    line = next(line for line in proxy.log.splitlines() if "event=totals" in line)
+    # The two that were refused may still be saying farewell.
+    assert re.search(
+        rf"open=[123] accepted=4 refused=2 bytes_up={2 * len(HELLO)} bytes_down=10 "
+        r"(?=.*refused_no_such_host=1)(?=.*refused_not_a_handshake_record=1)",
+        line,
+    )
+
+
+@one_worker
+def test_each_connection_has_its_line(
+    start: Start, backend_of: Make, tmp_path: pathlib.Path
+) -> None:
+    """Client, host, how it ended, milliseconds to the hello, seconds, bytes each way."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "listen"))
+    listening.listen()
+    proxy = start(listening, SNIPROXY_LOG="connections")
+    relay_one(proxy, backend_of(proxy.directory("a.example")))
+    assert proxy.ask(hello("no.example")) == alert(112)
+    assert proxy.ask(b"", end=True) == alert(50)
+    assert proxy.stop(signal.SIGTERM) == 0
+    lines = re.findall(r"event=connection (.*)", proxy.log)
+    times = r"seconds=\d+\.\d+"
+    size = len(HELLO)
+    assert len(lines) == 3
+    assert re.fullmatch(
+        rf"client=unix host=a.example end=closed hello_ms=\d+ {times} bytes_up={size} bytes_down=5",
+        lines[0],
+    )
+    assert re.fullmatch(
+        rf"client=unix host=no.example end=refused:no_such_host hello_ms=\d+ {times} "
+        "bytes_up=0 bytes_down=0",
+        lines[1],
+    )
+    assert re.fullmatch(
+        rf"client=unix host=none end=refused:no_hello hello_ms=none {times} "
+        "bytes_up=0 bytes_down=0",
+        lines[2],
+    )
+
+
+@pytest.mark.parametrize("matches", [True, False])
+def test_the_journal_s_stream(start: Start, backend_of: Make, matches: bool) -> None:
+    """Priorities and no time where standard error is the stream that JOURNAL_STREAM names."""
+    journal, theirs = socket.socketpair()
+    status = os.fstat(theirs.fileno())
+    inode = status.st_ino + (0 if matches else 1)
+
+    def log_to_journal() -> None:
+        os.dup2(theirs.fileno(), 2)
+
+    proxy = start(preexec=log_to_journal, JOURNAL_STREAM=f"{status.st_dev}:{inode}")
+    theirs.close()
+    relay_one(proxy, backend_of(proxy.directory("a.example")))
+    fault(proxy)
+    assert proxy.stop(signal.SIGTERM) == 0
+    with journal:
+        journal.settimeout(TIMEOUT)
+        lines = read_all(journal).decode().splitlines()
+    assert [events(line)[0] for line in lines] == [
+        "start",
+        "backend_fault",
+        "stop",
+        "refused",
+        "exit",
+    ]
+    for line, priority in zip(lines, (6, 4, 6, 6, 6), strict=True):
+        if matches:
+            assert line.startswith(f"<{priority}>event=")
+        else:
+            assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=", line)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can put a socket in the place of /dev/log")
+def test_syslog_where_standard_error_is_the_socket(
+    start: Start, backend_of: Make, tmp_path: pathlib.Path
+) -> None:
+    """inetd's wait: nothing is written to the socket, all of it goes to syslog."""
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    system = ctypes.CDLL(None, use_errno=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(devices / "log"))
+        syslog.settimeout(TIMEOUT)
+
+        def as_inetd_does() -> None:
+            for one in (1, 2):
+                os.dup2(0, one)
+            # A namespace of its own, whose /dev holds nothing but log.
+            if (
+                system.unshare(CLONE_NEWNS)
+                or system.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+                or system.mount(os.fsencode(devices), b"/dev", None, MS_BIND, None)
+            ):
+                os._exit(77)
+
+        proxy = start(preexec=as_inetd_does, SNIPROXY_LOG="connections")
+        backend = backend_of(proxy.directory("a.example"))
+        try:
+            relay_one(proxy, backend)
+        except OSError:
+            if proxy.process.poll() == 77:
+                pytest.skip("no mount namespaces here")
+            raise
+        assert proxy.stop(signal.SIGTERM) == 0
+        lines = []
+        while not lines or "event=exit" not in lines[-1]:
+            lines.append(syslog.recv(9999).decode())
+    assert [events(line)[0] for line in lines] == ["start", "connection", "stop", "exit"]
+    for line in lines:
+        assert re.match(r"<30>sniproxy\[\d+\]: event=", line)
+    assert proxy.log == ""

@@ -1,0 +1,100 @@
+"""The data plane in the test's own process: real sockets and an epoll, and a clock by hand."""
+
+import pathlib
+import socket
+from collections.abc import Callable
+
+from sniproxy.proxy.connection import Connections
+from sniproxy.proxy.log import FileSink, Level, Log
+from sniproxy.proxy.poller import Poller
+from sniproxy.resolver.hosts import Hosts
+from tests.clock import Clock
+from tests.end_to_end.harness import Backend
+
+TURNS = 2000
+"""Looks for events after which what is waited for does not happen any more."""
+
+
+class Plane:
+    """What a server consists of, with the working directory as the hosts directory."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.clock = Clock()
+        self.faults: list[Exception] = []
+        self.reports: list[tuple[str, dict[str, object]]] = []
+        self.poller = Poller(self.faults.append)
+        self.hosts = Hosts()
+        self._log_path = folder / "log"
+        self._log_file = self._log_path.open("wb", buffering=0)
+        self.connections = Connections(
+            self.poller,
+            self.hosts,
+            Log(FileSink(self._log_file.fileno()), Level.CONNECTIONS),
+            lambda: self.clock.now,
+            self.clock.later,
+            lambda event, **fields: self.reports.append((event, fields)),
+        )
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._backends: list[Backend] = []
+        self._clients: list[socket.socket] = []
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+    def backend(self, host: str, backlog: int = 10) -> Backend:
+        path = pathlib.Path(host)
+        path.mkdir()
+        self._backends.append(Backend(path, backlog))
+        return self._backends[-1]
+
+    def client(self, *first: bytes) -> socket.socket:
+        """Connect a client that has sent something, and welcome it as a listener does."""
+        client = socket.create_connection(self._listening.getsockname(), 20)
+        self._clients.append(client)
+        for data in first:
+            client.sendall(data)
+        accepted, address = self._listening.accept()
+        if first:
+            # On loopback it has arrived when it was sent; the first read is to find it.
+            accepted.recv(1, socket.MSG_PEEK)
+        self.connections.welcome(accepted, address)
+        return client
+
+    def turn(self, count: int = 1) -> None:
+        """Serve the events that there are now."""
+        for _ in range(count):
+            self.poller.select(0)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Serve events until something is so."""
+        for _ in range(TURNS):
+            if true():
+                return
+            self.poller.select(0.01)
+        raise AssertionError("it did not happen")
+
+    def read(self, stream: socket.socket, size: int) -> bytes:
+        """Read from a client or a backend while the data plane goes on; less at the end."""
+        data = bytearray()
+        stream.setblocking(False)
+        for _ in range(TURNS):
+            try:
+                while len(data) < size:
+                    chunk = stream.recv(size - len(data))
+                    if not chunk:
+                        return bytes(data)
+                    data += chunk
+            except BlockingIOError:
+                self.poller.select(0.01)
+                continue
+            return bytes(data)
+        raise AssertionError(f"only {len(data)} of {size} bytes came")
+
+    def close(self) -> None:
+        self.connections.close_all()
+        for one in (*self._clients, *self._backends, self._listening, self._log_file):
+            one.close()
+        self.connections.relay.pipes.close()
+        self.poller.close()
+        self.hosts.close()

@@ -1,0 +1,229 @@
+"""Accepting: in batches, calmly, and never for good."""
+
+import errno
+import os
+import pathlib
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.proxy.listener import EPISODE, PAUSE, Listener
+from tests.hello import hello
+from tests.plane import Plane
+from tests.processes import in_child
+
+HELLO = hello("a.example")
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=300) as made:
+        yield made
+
+
+def connect(listening: socket.socket, count: int) -> list[socket.socket]:
+    return [socket.create_connection(listening.getsockname(), 20) for _ in range(count)]
+
+
+def close_all(clients: list[socket.socket]) -> None:
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_queue_is_emptied(plane: Plane, listening: socket.socket, shared: bool) -> None:
+    listener = Listener(listening.dup(), plane.connections, shared)
+    clients = connect(listening, 200)
+    plane.until(lambda: plane.connections.totals.accepted == 200)
+    # The batches grow while the queue lasts: not one look for events a connection.
+    assert plane.poller.turn < 60
+    close_all(clients)
+    plane.until(lambda: plane.connections.totals.open == 0)
+    clients = connect(listening, 1)
+    plane.until(lambda: plane.connections.totals.accepted == 201)
+    close_all(clients)
+    listener.close()
+
+
+def test_what_is_accepted_is_watched_over_and_not_delayed(
+    plane: Plane, listening: socket.socket
+) -> None:
+    """Keep-alive and no delay are inherited from the listening socket."""
+    listener = Listener(listening, plane.connections)
+    welcomed: list[socket.socket] = []
+    plane.connections.welcome = lambda client, address: welcomed.append(client)  # type: ignore
+    clients = connect(listening, 1)
+    plane.until(lambda: bool(welcomed))
+    assert welcomed[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert welcomed[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert not os.get_inheritable(welcomed[0].fileno())
+    close_all([*clients, *welcomed])
+    listener.close()
+
+
+def test_a_unix_socket_has_no_such_options(plane: Plane, tmp_path: pathlib.Path) -> None:
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(tmp_path / "socket"))
+    unix.listen()
+    listener = Listener(unix, plane.connections)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "socket"))
+        plane.until(lambda: plane.connections.totals.accepted == 1)
+    listener.close()
+
+
+def test_somebody_else_was_quicker(plane: Plane, listening: socket.socket) -> None:
+    """An event whose connection is gone does not block, though the socket came blocking."""
+    listening.setblocking(True)
+    listener = Listener(listening, plane.connections)
+    for _ in range(3):
+        listener.ready(0)
+    assert plane.connections.totals.accepted == 0
+    listener.close()
+
+
+def test_closing_leaves_the_socket_to_the_others(plane: Plane, listening: socket.socket) -> None:
+    listener = Listener(listening.dup(), plane.connections)
+    listener.close()
+    clients = connect(listening, 1)
+    plane.turn(5)
+    assert plane.connections.totals.accepted == 0
+    accepted, _ = listening.accept()
+    close_all([accepted, *clients])
+
+
+class Troubled(socket.socket):
+    """A listening socket whose next accepts fail, in ways that loopback does not."""
+
+    def __init__(self, listening: socket.socket, *errors: int) -> None:
+        super().__init__(fileno=listening.detach())
+        self.errors = list(errors)
+
+    def _accept(self) -> tuple[int, object]:
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return super()._accept()  # type: ignore[misc,no-any-return]
+
+
+def troubled(*errors: int) -> Troubled:
+    return Troubled(socket.create_server(("127.0.0.1", 0)), *errors)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    ],
+)
+def test_the_trouble_of_one_client_is_passed_over(plane: Plane, error: int) -> None:
+    listening = troubled(error)
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 2)
+    plane.until(lambda: plane.connections.totals.accepted == 2)
+    assert plane.clock.timers <= 1  # the sweep of undecided hellos, no pause
+    assert "accept_failed" not in plane.log
+    close_all(clients)
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL, errno.EFAULT],
+)
+def test_the_trouble_of_the_system_is_waited_out(plane: Plane, error: int) -> None:
+    """Accepting pauses and goes on; one line an episode, however long it lasts."""
+    listening = troubled(*[error] * 5)
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 1)
+    for _ in range(5):
+        plane.turn(3)
+        assert plane.connections.totals.accepted == 0
+        # It has left the epoll: nothing spins meanwhile.
+        turn = plane.poller.turn
+        assert plane.poller.select(0) == []
+        assert plane.poller.turn == turn + 1
+        plane.clock.advance(PAUSE)
+    plane.until(lambda: plane.connections.totals.accepted == 1)
+    assert plane.log.count("event=accept_failed") == 1
+    # Another episode, another line.
+    plane.clock.advance(EPISODE + 1)
+    listening.errors = [error]
+    clients += connect(listening, 1)
+    plane.until(lambda: not listening.errors)
+    assert plane.log.count("event=accept_failed") == 2
+    close_all(clients)
+    listener.close()
+
+
+def test_closed_while_it_pauses(plane: Plane) -> None:
+    listening = troubled(errno.EMFILE)
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 1)
+    plane.until(lambda: not listening.errors)
+    listener.close()
+    plane.clock.advance(1)
+    plane.turn(5)
+    assert plane.connections.totals.accepted == 0
+    close_all(clients)
+
+
+def test_the_oldest_undecided_makes_room(plane: Plane) -> None:
+    listening = troubled()
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 3)
+    for client in clients:
+        client.sendall(HELLO[:10])
+    plane.until(lambda: plane.connections.totals.accepted == 3)
+    listening.errors = [errno.EMFILE, errno.EMFILE]
+    clients += connect(listening, 1)
+    plane.until(lambda: plane.connections.totals.accepted == 4)
+    assert plane.connections.totals.refused == {"evicted": 2}
+    for client in clients[:2]:
+        assert client.recv(99) == bytes.fromhex("15 0303 0002 02 5a")
+    assert plane.log.count("event=accept_failed") == 1
+    close_all(clients)
+    listener.close()
+
+
+def test_with_no_descriptor_left(plane: Plane) -> None:
+    """The same with a real limit: no undecided hello, so it pauses until one is free."""
+
+    def work() -> None:
+        listening = socket.create_server(("127.0.0.1", 0))
+        listener = Listener(listening, plane.connections)
+        backend = plane.backend("a.example")
+        clients = [socket.create_connection(listening.getsockname(), 20) for _ in range(3)]
+        for client in clients:
+            client.sendall(HELLO)
+        highest = max(map(int, os.listdir("/proc/self/fd"))) + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+        held = []
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        plane.turn(10)
+        assert plane.connections.totals.accepted == 0
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+        plane.clock.advance(PAUSE)
+        plane.until(lambda: plane.connections.totals.accepted >= 1)
+        assert backend.accept().recv(9999) == HELLO
+        listener.close()
+
+    in_child(work)

@@ -1,0 +1,362 @@
+"""The relay between socket pairs, by a clock of the test's own, and with pipes that are refused."""
+
+import fcntl
+import os
+import pathlib
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.proxy.poller import Poller
+from sniproxy.proxy.relay import (
+    BULK,
+    HALF_CLOSED_IDLE,
+    MAX_PIPES,
+    PIPE_SIZE,
+    ClientEnd,
+    Pipe,
+    Pipes,
+    Relay,
+)
+from tests.clock import Clock
+from tests.end_to_end.harness import reset
+from tests.processes import in_child
+
+TURNS = 5000
+SOMEBODY = 54321
+"""A user of its own, who has no pipes yet."""
+
+
+class Pair:
+    """A relayed connection: what the client and the backend hold of it, and how it ended."""
+
+    def __init__(self, tcp: bool = False) -> None:
+        self.clock = Clock()
+        self.faults: list[Exception] = []
+        self.poller = Poller(self.faults.append)
+        self.relay = Relay(self.poller, self._ended, lambda: self.clock.now, self.clock.later)
+        self.end: tuple[str, int, int, bool] | None = None
+        self.client, client = tcp_pair() if tcp else socket.socketpair()
+        self.backend, backend = socket.socketpair()
+        for one in (self.client, client, self.backend, backend):
+            one.setblocking(False)
+        self.ours = [client, backend]
+        self.joined = self.relay.join(client, backend, "record", watched=False)
+
+    def _ended(self, end: ClientEnd, how: str, down: int, sending: bool) -> None:
+        assert self.end is None
+        assert end.record == "record"
+        self.end = (how, end.moved, down, sending)
+        self.poller.forget(end.socket.fileno())
+        end.socket.close()
+
+    def turn(self) -> None:
+        self.poller.select(0.01)
+
+    def idle(self) -> None:
+        """Serve all events that there are."""
+        for _ in range(10):
+            self.poller.select(0)
+
+    def until_ended(self) -> tuple[str, int, int, bool]:
+        for _ in range(TURNS):
+            if self.end is not None:
+                return self.end
+            self.turn()
+        raise AssertionError("it does not end")
+
+    def transfer(self, source: socket.socket, target: socket.socket, data: bytes) -> bytes:
+        """Send all of it and the end of the stream; give what arrives up to the end."""
+        left, got = memoryview(data), bytearray()
+        sending = True
+        for _ in range(TURNS):
+            try:
+                left = left[source.send(left) :] if left else left
+            except BlockingIOError:
+                pass
+            if sending and not left:
+                source.shutdown(socket.SHUT_WR)
+                sending = False
+            self.poller.select(0)
+            try:
+                while chunk := target.recv(1 << 20):
+                    got += chunk
+            except BlockingIOError:
+                continue
+            return bytes(got)
+        raise AssertionError(f"{len(left)} bytes not sent, {len(got)} came")
+
+    def close(self) -> None:
+        if self.end is None:
+            self.relay.end(self.joined, "closed by the test")
+        self.client.close()
+        self.backend.close()
+        self.relay.pipes.close()
+        self.poller.close()
+        assert not self.faults
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        one = socket.create_connection(listening.getsockname())
+        return one, listening.accept()[0]
+
+
+@pytest.fixture(params=[False, True], ids=["unix", "tcp"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair(request.param)
+    yield made
+    made.close()
+
+
+def receive(pair: Pair, stream: socket.socket, size: int) -> bytes:
+    data = b""
+    for _ in range(TURNS):
+        try:
+            data += stream.recv(size - len(data))
+        except BlockingIOError:
+            pair.turn()
+        if len(data) == size:
+            return data
+    raise AssertionError(data)
+
+
+def test_each_way_at_once(pair: Pair) -> None:
+    pair.client.send(b"up")
+    pair.backend.send(b"down")
+    assert receive(pair, pair.backend, 2) == b"up"
+    assert receive(pair, pair.client, 4) == b"down"
+    assert pair.end is None
+
+
+def test_it_ends_with_its_second_direction(pair: Pair) -> None:
+    pair.client.send(b"up")
+    pair.client.shutdown(socket.SHUT_WR)
+    assert receive(pair, pair.backend, 2) == b"up"
+    pair.idle()
+    assert pair.backend.recv(1) == b""
+    assert pair.end is None
+    pair.backend.send(b"down")
+    pair.backend.close()
+    assert pair.until_ended() == ("closed", 2, 4, False)
+    assert pair.client.recv(99) == b"down"
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("size", [0, 1, BULK, 300_001, 9_000_000])
+def test_nothing_is_lost(pair: Pair, way: str, size: int) -> None:
+    data = os.urandom(size)
+    ends = (pair.client, pair.backend) if way == "up" else (pair.backend, pair.client)
+    assert pair.transfer(*ends, data) == data
+
+
+def test_ten_minutes_of_half_closed_silence(pair: Pair) -> None:
+    assert HALF_CLOSED_IDLE == 600
+    pair.client.shutdown(socket.SHUT_WR)
+    pair.idle()
+    pair.clock.advance(590)
+    assert pair.end is None
+    pair.clock.advance(40)
+    assert pair.end == ("idle", 0, 0, False)
+    assert pair.client.recv(1) == b""
+    pair.clock.advance(100)
+    assert pair.clock.timers == 0
+
+
+def test_each_byte_renews_the_ten_minutes(pair: Pair) -> None:
+    pair.backend.shutdown(socket.SHUT_WR)
+    pair.idle()
+    for _ in range(5):
+        pair.clock.advance(500)
+        pair.client.send(b"x")
+        assert receive(pair, pair.backend, 1) == b"x"
+    assert pair.end is None
+    pair.clock.advance(640)
+    assert pair.end == ("idle", 5, 0, True)
+
+
+def test_silence_in_both_directions_is_nobody_s_business(pair: Pair) -> None:
+    pair.client.send(b"x")
+    assert receive(pair, pair.backend, 1) == b"x"
+    assert pair.clock.timers == 0
+    pair.clock.advance(100_000)
+    assert pair.end is None
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_slow_reader_stops_the_other_side(pair: Pair, way: str) -> None:
+    """Then no more than one buffer of ours waits, and nothing is lost."""
+    source, target = pair.client, pair.backend
+    if way == "down":
+        source, target = target, source
+    sent, quiet = 0, 0
+    while quiet < 50:
+        try:
+            sent += source.send(bytes(65536))
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            pair.poller.select(0.001)
+    assert sent < 64 << 20
+    # The other way is open all the while.
+    target.send(b"meanwhile")
+    assert receive(pair, source, 9) == b"meanwhile"
+    source.shutdown(socket.SHUT_WR)
+    got = 0
+    for _ in range(TURNS):
+        try:
+            while size := len(target.recv(1 << 20)):
+                got += size
+        except BlockingIOError:
+            pair.turn()
+            continue
+        break
+    assert got == sent
+
+
+def test_a_reset_by_the_client_ends_both_directions() -> None:
+    pair = Pair(tcp=True)
+    pair.client.send(b"x")
+    assert receive(pair, pair.backend, 1) == b"x"
+    reset(pair.client)
+    how, up, down, sending = pair.until_ended()
+    assert (how, up, down, sending) == ("reset_by_client", 1, 0, False)
+    assert pair.backend.recv(1) == b""
+    pair.close()
+
+
+def test_a_client_that_is_gone_while_it_is_not_read() -> None:
+    """Back pressure must not hide it: the backend is told, though nobody reads the client."""
+    pair = Pair(tcp=True)
+    quiet = 0
+    while quiet < 50:
+        try:
+            pair.client.send(bytes(65536))
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            pair.poller.select(0.001)
+    reset(pair.client)
+    assert pair.until_ended()[0] == "reset_by_client"
+    pair.close()
+
+
+def test_last_words_of_a_backend_that_left_bytes_unread(pair: Pair) -> None:
+    pair.client.send(b"never read")
+    pair.idle()
+    pair.backend.send(b"last words")
+    pair.backend.close()  # by a reset, as unread bytes have it
+    assert receive(pair, pair.client, 10) == b"last words"
+    assert pair.until_ended()[0] in {"closed", "reset_by_backend"}
+
+
+# Pipes.
+
+
+def test_pipes_are_few_and_used_again() -> None:
+    pipes = Pipes()
+    taken = []
+    while (pipe := pipes.take()) is not None:
+        taken.append(pipe)
+    assert len(taken) <= MAX_PIPES
+    assert all(pipe.size >= BULK for pipe in taken)
+    first = taken[0]
+    pipes.give_back(first)
+    assert pipes.take() is first
+    # One that still holds bytes would give them to somebody else: it is closed.
+    os.write(first.write, b"somebody's")
+    first.held = 10
+    pipes.give_back(first)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first.read)
+    another = pipes.take()
+    assert another is not None
+    assert another is not first
+    for pipe in [another, *taken[1:]]:
+        pipes.give_back(pipe)
+    pipes.close()
+
+
+def test_an_upload_is_spliced(pair: Pair) -> None:
+    data = os.urandom(6_000_000)
+    before = len(os.listdir("/proc/self/fd"))
+    assert pair.transfer(pair.client, pair.backend, data) == data
+    # A pipe has been made for it, empty again and kept for the next.
+    assert len(os.listdir("/proc/self/fd")) >= before + 2
+    pipe = pair.relay.pipes.take()
+    assert pipe is not None
+    assert pipe.held == 0
+    with pytest.raises(BlockingIOError):
+        os.read(pipe.read, 1)
+    pair.relay.pipes.give_back(pipe)
+
+
+def bulk_by_copying() -> None:
+    """Move much upwards where no pipe is to be had."""
+    pair = Pair(tcp=True)
+    before = os.listdir("/proc/self/fd")
+    data = os.urandom(6_000_000)
+    assert pair.transfer(pair.client, pair.backend, data) == data
+    assert os.listdir("/proc/self/fd") == before
+    pair.close()
+
+
+def test_without_a_descriptor_for_a_pipe_it_copies() -> None:
+    def work() -> None:
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        held = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 30, highest + 30))
+        pair = Pair(tcp=True)
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        assert pair.relay.pipes.take() is None
+        data = os.urandom(6_000_000)
+        assert pair.transfer(pair.client, pair.backend, data) == data
+        for fd in held:
+            os.close(fd)
+        pair.close()
+
+    in_child(work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_where_large_pipes_are_refused_it_copies() -> None:
+    """pipe-user-pages-soft: a user who has had his share gets small pipes, and EPERM."""
+
+    def work() -> None:
+        os.setgroups([])
+        os.setuid(SOMEBODY)
+        pages = int(pathlib.Path("/proc/sys/fs/pipe-user-pages-soft").read_text())
+        largest = int(pathlib.Path("/proc/sys/fs/pipe-max-size").read_text())
+        if not pages or largest < PIPE_SIZE:
+            return  # this kernel refuses nothing, or everything, and the other tests say so
+        hoard = []
+        for _ in range(pages * resource.getpagesize() // PIPE_SIZE + 1):
+            hoard.append(Pipe())
+            if hoard[-1].size < PIPE_SIZE:
+                break
+        assert hoard[-1].size < BULK
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(hoard[-1].write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        assert Pipes().take() is None
+        bulk_by_copying()
+
+    in_child(work)
+
+
+def test_the_last_of_the_pipes_is_somebody_else_s() -> None:
+    """With all pipes taken, an upload is copied."""
+    pair = Pair(tcp=True)
+    taken = []
+    while (pipe := pair.relay.pipes.take()) is not None:
+        taken.append(pipe)
+    data = os.urandom(3_000_000)
+    assert pair.transfer(pair.client, pair.backend, data) == data
+    for pipe in taken:
+        pair.relay.pipes.give_back(pipe)
+    pair.close()

@@ -1,0 +1,172 @@
+"""One server from its start to its stop, in the test's own process."""
+
+import gc
+import os
+import pathlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sniproxy.proxy.log import FileSink, Log
+from sniproxy.proxy.server import DRAIN, Server
+from sniproxy.resolver.hosts import Hosts
+from tests.end_to_end.harness import Backend
+from tests.hello import hello
+
+HELLO = hello("a.example")
+Reports = list[tuple[str, dict[str, object]]]
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+@pytest.fixture
+def backend(tmp_path: pathlib.Path) -> Iterator[Backend]:
+    """Enter a hosts directory that has one host, and leave it at the end."""
+    before = os.open(".", os.O_PATH)
+    os.chdir(tmp_path)
+    (tmp_path / "a.example").mkdir()
+    made = Backend(tmp_path / "a.example")
+    yield made
+    made.close()
+    os.fchdir(before)
+    os.close(before)
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return []
+
+
+@pytest.fixture
+def server(
+    listening: socket.socket, backend: Backend, reports: Reports, tmp_path: pathlib.Path
+) -> Iterator[Server]:
+    hosts = Hosts()
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        made = Server(
+            [listening.dup()],
+            hosts,
+            Log(FileSink(log.fileno())),
+            lambda event, **fields: reports.append((event, fields)),
+        )
+        yield made
+    hosts.close()
+    # It takes what is there when it starts out of the collector's sight; the tests' is no such.
+    gc.unfreeze()
+
+
+def run(server: Server, *steps: Callable[[], object]) -> None:
+    """Run the server while a thread of the test takes steps; the server must end by itself."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for step in steps:
+                step()
+        except BaseException as error:
+            failed.append(error)
+            server.loop.call_soon_threadsafe(server.stop_now, "failed")
+
+    thread = threading.Thread(target=work)
+    server.loop.call_soon(thread.start)
+    server.run()
+    thread.join()
+    server.close()
+    assert not failed
+
+
+def test_nothing_open_is_an_end_at_once(server: Server, reports: Reports) -> None:
+    server.loop.call_soon(server.stop, "reason")
+    run(server)
+    assert reports == [("stop", {"reason": "reason", "open": 0}), ("exit", {"accepted": 0})]
+
+
+def test_what_was_accepted_is_finished(
+    server: Server, reports: Reports, listening: socket.socket, backend: Backend
+) -> None:
+    clients: list[socket.socket] = []
+
+    def connect() -> None:
+        clients.append(socket.create_connection(listening.getsockname(), 20))
+        clients[0].sendall(HELLO)
+        assert backend.accept().recv(9999) == HELLO
+        server.loop.call_soon_threadsafe(server.stop, "one")
+        server.loop.call_soon_threadsafe(server.stop, "another")
+
+    def finish() -> None:
+        stopped = threading.Event()
+        server.loop.call_soon_threadsafe(stopped.set)
+        assert stopped.wait(20)
+        assert server.stopping
+        backend.accepted[0].sendall(b"bye")
+        backend.accepted[0].close()
+        assert clients[0].recv(99) == b"bye"
+        clients[0].close()
+
+    run(server, connect, finish)
+    assert reports == [("stop", {"reason": "one", "open": 1}), ("exit", {"accepted": 1})]
+    # Our copy of the listening socket is closed, the socket itself goes on.
+    with socket.create_connection(listening.getsockname(), 20):
+        listening.accept()[0].close()
+
+
+def test_now_is_now(
+    server: Server, reports: Reports, listening: socket.socket, backend: Backend
+) -> None:
+    def connect() -> None:
+        with socket.create_connection(listening.getsockname(), 20) as client:
+            client.sendall(HELLO)
+            backend.accept()
+            server.loop.call_soon_threadsafe(server.stop_now, "now")
+            assert client.recv(1) == b""
+
+    run(server, connect)
+    assert reports == [
+        ("connections_closed", {"count": 1, "reason": "now"}),
+        ("exit", {"accepted": 1}),
+    ]
+
+
+def test_refusals_are_reported_at_the_end(
+    server: Server, reports: Reports, listening: socket.socket
+) -> None:
+    def connect() -> None:
+        with socket.create_connection(listening.getsockname(), 20) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.recv(7) == bytes.fromhex("15 0303 0002 02 0a")
+            sums: list[dict[str, int]] = []
+            done = threading.Event()
+            server.loop.call_soon_threadsafe(lambda: (sums.append(server.sums()), done.set()))
+            assert done.wait(20)
+            assert (sums[0]["accepted"], sums[0]["refused"], sums[0]["open"]) == (1, 1, 1)
+        server.loop.call_soon_threadsafe(server.stop, "enough")
+
+    run(server, connect)
+    assert ("refused", {"count": 1, "not_a_handshake_record": 1}) in reports
+    assert reports[-1] == ("exit", {"accepted": 1})
+
+
+def test_what_fails_in_the_loop_is_a_line_and_no_end(
+    server: Server, reports: Reports, tmp_path: pathlib.Path
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    server.loop.call_soon(broken)
+    server.loop.call_exception_handler({"message": "just a word"})
+    server.loop.call_later(0.01, server.stop, "enough")
+    run(server)
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "event=unexpected_error type=ZeroDivisionError" in log
+    assert 'event=unexpected_error error="just a word"' in log
+
+
+def test_the_documented_ten_seconds() -> None:
+    assert DRAIN == 9.5
