@@ -8,6 +8,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -149,11 +150,21 @@ def _run_container(root: pathlib.Path) -> str:
         )
         return done.stdout
     except subprocess.TimeoutExpired as error:
-        (cgroup / "cgroup.kill").write_text("1")
         return f"not finished after {TIMEOUT} s: {error.stdout!r}\n"
     finally:
-        for folder, _, _ in os.walk(cgroup, topdown=False):
-            os.rmdir(folder)
+        _remove(cgroup)
+
+
+def _remove(cgroup: pathlib.Path) -> None:
+    """End what may still run in a control group, and remove it when all of it is gone."""
+    (cgroup / "cgroup.kill").write_text("1")
+    events = cgroup / "cgroup.events"
+    with events.open() as file, select.epoll() as changes:
+        changes.register(file, select.EPOLLPRI)
+        while "populated 1" in events.read_text():
+            changes.poll(1)
+    for folder, _, _ in os.walk(cgroup, topdown=False):
+        os.rmdir(folder)
 
 
 def _own_cgroup() -> pathlib.Path:
