@@ -23,6 +23,7 @@ FILES = (
     "test_systemd.py",
     "test_users.py",
     "test_variants.py",
+    "test_operations.py",
     "test_package.py",
     "test_inetd.py",
     "test_s6.py",
@@ -34,8 +35,8 @@ TIMEOUT = 400
 """Seconds for the whole life of a container."""
 
 _INCLUDED = (
-    "acl,execline,netbase,openbsd-inetd,passwd,procps,python3,python3-pytest,python3-pytest-timeout,s6,"
-    "systemd,systemd-sysv,util-linux"
+    "acl,caddy,execline,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
+    "python3-pytest-timeout,s6,systemd,systemd-sysv,util-linux"
 )
 
 _UNIT = """\
@@ -83,13 +84,14 @@ def boot(release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path])
     _make_root(release, root)
     inside = root / "opt" / "inside"
     shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "docs" / "operations.md", inside)
     for name, package in packages.items():
         shutil.copyfile(package, inside / f"{name}.deb")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(inside / "ca.pem"))
-    authority.issue_cert("*.promise.example").private_key_and_cert_chain_pem.write_to_path(
-        str(inside / "server.pem")
-    )
+    authority.issue_cert(
+        "*.promise.example", "localhost"
+    ).private_key_and_cert_chain_pem.write_to_path(str(inside / "server.pem"))
     units = root / "etc" / "systemd" / "system"
     (units / "tests.service").write_text(_UNIT.format(files=" ".join(FILES)))
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
