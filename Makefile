@@ -49,8 +49,8 @@ lint: $(VENV)/.lint ## Check style and types, and the workflows
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
-bench: $(VENV)/.demo ## Compare with nginx and HAProxy (BENCH="--quick" for a minute's worth)
-	$(BIN)/python bench/compare.py $(BENCH)
+bench: $(VENV)/.demo ## Compare with nginx, HAProxy and others (BENCH=--quick: in 1.5 minutes)
+	$(BIN)/python -m bench.compare $(BENCH)
 
 install: ## Install dist/sniproxy, units, manual pages (DESTDIR= PREFIX=/usr/local)
 	sh chroot/install '$(DESTDIR)' '$(PREFIX)'

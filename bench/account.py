@@ -41,11 +41,25 @@ def cpu(pid: int) -> float:
     return total
 
 
+def user(pid: int) -> float:
+    """CPU seconds in user mode, likewise, to the clock tick."""
+    ticks = 0
+    for one in family(pid):
+        try:
+            after_name = (PROC / str(one) / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(after_name[11]) + int(after_name[13])
+    return ticks * TICK
+
+
 def _rollup(pid: int, name: str) -> int:
-    for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(name)
+    """Bytes that smaps_rollup has under a name; none where the process has just left."""
+    try:
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def memory(pid: int) -> int:

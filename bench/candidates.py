@@ -49,10 +49,10 @@ class Site:
 class Offer:
     """A candidate that may be started.
 
-    ``command`` is what to run. Where there is a ``configuration``, its path is put in the place of
-    %FILE%, and the candidate binds by itself; else it inherits the socket. ``several`` says that it may
+    ``command`` is what to run. Where there is a ``configuration``, its path stands for %FILE%, and
+    the candidate binds by itself; else it inherits the socket. ``several`` says that it may
     use all CPUs. ``most`` is how many connections it is asked to hold, ``share`` that it does that
-    part of each work, being slow.
+    part of each work, being slow. ``forks`` says that its CPU can't be told.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Offer:
     several: bool = False
     most: int = 5_000
     share: int = 1
+    forks: bool = False
     environment: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -258,10 +259,11 @@ def peers() -> tuple[list[Offer], list[str]]:
     else:
         missing.append("sniproxy")
     # sslh-select 1.20 loses connections once there are several at a time. This one forks for each,
-    # and listens with a backlog of 50, which costs whole seconds when 64 come at once.
+    # listens with a backlog of 50, which costs whole seconds when 64 come at once, and does not
+    # wait for its children, so that their CPU is on nobody's account.
     sslh = _packaged("sslh")
     if sslh:
-        found.append(Offer(SSLH, (sslh, "-F%FILE%"), _sslh, most=500, share=20))
+        found.append(Offer(SSLH, (sslh, "-F%FILE%"), _sslh, most=500, share=20, forks=True))
     else:
         missing.append("sslh")
     return found, missing

@@ -32,10 +32,10 @@ from bench.candidates import (
     peers,
     start,
 )
-from bench.measure import Bench, Failure, Figures, build
+from bench.measure import Bench, Figures, WorkError, build
 from bench.works import CONNECTION, WORKS, Work
 
-SPECIAL = ("memory", "system calls", "accept with held", "neighbour", "spread")
+SPECIAL = ["memory", "system calls", "accept with held", "neighbour", "spread"]
 """The works that are no load of a fixed size."""
 
 
@@ -57,11 +57,13 @@ class Run:
         self.failures.append(how)
         print(f"FAILED {how}", file=sys.stderr)
 
-    def note(self, work: str, candidate: str, measure: Callable[[], Figures]) -> None:
+    def note(
+        self, work: str, candidate: str, measure: Callable[..., Figures], *arguments: object
+    ) -> None:
         """Measure something, and keep its figures or how it failed."""
         try:
-            figures = measure()
-        except (Failure, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            figures = measure(*arguments)
+        except (WorkError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
             self.fail(f"{work}: {error}")
             return
         self.results.setdefault(work, {}).setdefault(candidate, []).append(figures)
@@ -71,61 +73,48 @@ class Run:
 
     def each_alone(self, offers: list[Offer]) -> None:
         """Measure what needs a candidate that has just been started, and no other beside it."""
-        if self.wants("memory"):
-            for offer in offers:
-                self.note("memory", offer.name, lambda o=offer: self.bench.memory(o))
-                if offer.name == OURS_ALL:
-                    self.note("worker", offer.name, lambda o=offer: self.bench.worker(o))
-        if self.wants("system calls"):
-            for offer in offers:
-                if not offer.several:
-                    self.note(
-                        "system calls", offer.name, lambda o=offer: self.bench.system_calls(o)
-                    )
+        bench = self.bench
+        for offer in offers if self.wants("memory") else []:
+            self.note("memory", offer.name, bench.memory, offer)
+            if offer.name == OURS_ALL:
+                self.note("worker", offer.name, bench.worker, offer)
+        for offer in offers if self.wants("system calls") else []:
+            if not offer.several:
+                self.note("system calls", offer.name, bench.system_calls, offer)
 
     def in_turn(self, candidates: list[Candidate]) -> None:
         """Measure all candidates, one after another, in several rounds; the first of a round is
         another one each time."""
+        bench = self.bench
         for candidate in list(candidates):
             try:
-                self.bench.warm_up(candidate)
-            except Failure as error:
+                bench.warm_up(candidate)
+            except WorkError as error:
                 self.fail(str(error))
                 candidates.remove(candidate)
         for work in filter(lambda work: self.wants(work.name), WORKS):
             for turn in range(self.rounds):
-                at = turn % len(candidates)
-                for one in candidates[at:] + candidates[:at]:
-                    self.note(
-                        work.name, one.name, lambda o=one: self.bench.work(o, self.less(work))
-                    )
+                for one in rotated(candidates, turn):
+                    self.note(work.name, one.name, bench.work, one, self.less(work))
             print(f"{time.strftime('%H:%M:%S')} {work.name}", file=sys.stderr)
+        connection = self.less(CONNECTION)
         alone = [one for one in candidates if not one.offer.several]
-        rounds = min(self.rounds, 3)
-        if self.wants("accept with held"):
-            for _ in range(rounds):
-                for one in alone:
-                    if one.name == FLOOR or one.offer.ours:
-                        work = self.less(CONNECTION)
-                        self.note(
-                            "accept with held",
-                            one.name,
-                            lambda o=one, w=work: self.bench.accept_with_held(o, w),
-                        )
-        if self.wants("neighbour"):
-            for _ in range(rounds):
-                for one in alone:
-                    less = 10 if self.quick else 1
-                    self.note("neighbour", one.name, lambda o=one: self.bench.neighbour(o, less))
-        if self.wants("spread"):
-            for one in candidates:
-                if one.name in (OURS_ALL, NGINX_TWO):
+        for turn in range(min(self.rounds, 3)):
+            for one in rotated(alone, turn) if self.wants("neighbour") else []:
+                self.note("neighbour", one.name, bench.neighbour, one, 10 if self.quick else 1)
+            for one in rotated(alone, turn) if self.wants("accept with held") else []:
+                if one.name == FLOOR or one.offer.ours:
+                    work = "accept with held"
+                    self.note(work, one.name, bench.accept_with_held, one, connection)
+            for one in candidates if self.wants("spread") else []:
+                if one.name in {OURS_ALL, NGINX_TWO}:
                     workers = 2 if one.name == NGINX_TWO else len(os.sched_getaffinity(0))
-                    work = self.less(CONNECTION)
-                    for _ in range(rounds):
-                        self.note(
-                            "spread", one.name, lambda o=one: self.bench.spread(o, work, workers)
-                        )
+                    self.note("spread", one.name, bench.spread, one, connection, workers)
+
+
+def rotated(candidates: list[Candidate], turn: int) -> list[Candidate]:
+    at = turn % (len(candidates) or 1)
+    return candidates[at:] + candidates[:at]
 
 
 def machine() -> dict[str, str]:
@@ -156,7 +145,7 @@ def options() -> argparse.Namespace:
         "--only",
         default="",
         metavar="PATTERN",
-        help=f"only works whose name it finds: {', '.join([w.name for w in WORKS] + list(SPECIAL))}",
+        help="only works whose name it finds: " + ", ".join([w.name for w in WORKS] + SPECIAL),
     )
     parser.add_argument(
         "--candidates", default="", metavar="PATTERN", help="only candidates whose name it finds"

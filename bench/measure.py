@@ -41,7 +41,7 @@ ENDLESS = 1 << 50
 Figures = dict[str, float]
 
 
-class Failure(Exception):
+class WorkError(Exception):
     """A candidate has not done a work; the text says how that was seen."""
 
 
@@ -100,12 +100,12 @@ class Bench:
             )
         except subprocess.TimeoutExpired:
             message = f"{candidate.name}, {work.name}: not done after {timeout:.0f} s"
-            raise Failure(message) from None
+            raise WorkError(message) from None
         if self.backend.poll() is not None:
             raise SystemExit(f"the backend has left while {candidate.name} did {work.name}")
         if done.returncode or candidate.process.poll() is not None:
             message = f"{candidate.name}, {work.name}: {done.stderr.strip() or 'the proxy left'}"
-            raise Failure(message)
+            raise WorkError(message)
         figures: Figures = json.loads(done.stdout)
         return figures
 
@@ -128,21 +128,26 @@ class Bench:
         with self._meanwhile(candidate, Work("idle", "i", count, 100, 0, count)) as load:
             if load.stdout is None or load.stdout.readline() != b"ready\n":
                 message = f"{candidate.name}: {count} connections could not be held"
-                raise Failure(message)
+                raise WorkError(message)
             yield
 
     # The figures.
 
     def work(self, candidate: Candidate, work: Work) -> Figures:
-        """Do one work: CPU of the proxy and of the others, and units a second; latencies in
-        microseconds."""
+        """Do one work: CPU of the proxy, how much of it in user mode, and CPU of load and backend;
+        units a second; latencies in microseconds."""
         if candidate.offer.share > 1:
             work = work.less(candidate.offer.share)
+        process = candidate.process.pid
         before, backend_before = candidate.cpu(), account.cpu(self.backend.pid)
+        user_before = account.user(process)
         figures = self._run(candidate, work)
         per_unit = work.factor / work.units
-        return {
+        proxy = {
             "cpu": (candidate.cpu() - before) * per_unit,
+            "user": (account.user(process) - user_before) * per_unit,
+        }
+        return ({} if candidate.offer.forks else proxy) | {
             "load": (account.cpu(self.backend.pid) - backend_before + figures["load"]) * per_unit,
             "rate": work.units / figures["seconds"],
             "p50": figures["p50"],
@@ -200,7 +205,7 @@ class Bench:
                     while candidate.cpu() < idle + 0.05:
                         if load.poll() is not None:
                             message = f"{candidate.name}: the {bulk.name} has ended"
-                            raise Failure(message)
+                            raise WorkError(message)
                     done = self._run(candidate, trips, first)
                 figures[f"{name}, p50"] = done["p50"]
                 figures[f"{name}, p99"] = done["p99"]

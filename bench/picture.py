@@ -57,6 +57,14 @@ _OURS, _OURS_TOO, _OTHERS, _INK, _PALE, _PAPER, _FLOOR = (
     "#d1495b",
 )
 
+STYLE = f"""<style>
+text {{ font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: {_INK} }}
+.title {{ font-size: 14px; font-weight: 600 }}
+.head {{ font-size: 17px; font-weight: 600 }}
+.unit, .note {{ fill: {_PALE} }}
+.ours {{ font-weight: 700 }}
+</style>"""
+
 
 def _text(x: float, y: float, text: str, style: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}"{style and " " + style}>{escape(text)}</text>'
@@ -101,15 +109,13 @@ def draw(report: Report) -> str:
     tall = 14 + len(SHOWN) * STEP + 44
     rows = -(-len(CHARTS) // COLUMNS)
     height = HEAD + rows * tall + FOOT
+    title = "What one process of each proxy uses: less is better"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img" '
-        'aria-label="What one process of each proxy uses; less is better">',
-        "<style>text{font:12px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;"
-        f"fill:{_INK}}}.title{{font-size:14px;font-weight:600}}.unit,.note{{fill:{_PALE}}}"
-        ".head{font-size:17px;font-weight:600}.ours{font-weight:700}</style>",
+        '<svg xmlns="http://www.w3.org/2000/svg" role="img"',
+        f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" aria-label="{title}">',
+        STYLE,
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="{_PAPER}"/>',
-        _text(MARGIN, 34, "What one process of each proxy uses: less is better", 'class="head"'),
+        _text(MARGIN, 34, title, 'class="head"'),
     ]
     for number, chart in enumerate(CHARTS):
         x = MARGIN + number % COLUMNS * (width + GAP)

@@ -51,6 +51,7 @@ TABLES = (
         "Connections: hello, 100 bytes back, close; 64 at a time",
         (
             Column("CPU µs", "connection", "cpu"),
+            Column("of it user", "connection", "user"),
             Column("CPU µs, 1.8 kB hello", "connection, 1.8 kB hello", "cpu"),
             Column("connections/s", "connection", "rate", 0),
             Column("p50 µs", "connection", "p50", 0),
@@ -77,6 +78,7 @@ TABLES = (
         "Round trips of 100 bytes on 64 connections, and one neighbour's beside a bulk stream",
         (
             Column("CPU µs", "round trip", "cpu", 2),
+            Column("of it user", "round trip", "user", 2),
             Column("round trips/s", "round trip", "rate", 0),
             Column("p50 µs", "round trip", "p50", 0),
             Column("p99 µs", "round trip", "p99", 0),

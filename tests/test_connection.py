@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from sniproxy.proxy import connection
 from sniproxy.proxy.connection import FAREWELL_BYTES, PATIENCE, address_text
 from tests.end_to_end.harness import reset
@@ -252,3 +254,29 @@ def test_addresses_of_clients() -> None:
 def test_limits_are_those_of_the_specification() -> None:
     assert (connection.PATIENCE, connection.FAREWELL_PATIENCE) == (10, 1)
     assert connection.FAREWELL_BYTES == 65536
+
+
+def test_undecided_hellos_have_a_limit_together(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one of them is large, and the oldest makes room."""
+    monkeypatch.setattr(connection, "MAX_KEPT", 1000)
+    plane.backend("a.example")
+    start = hello("a.example", padding=2000)[:400]
+    oldest, second, third = (plane.client(start) for _ in range(3))
+    assert plane.read(oldest, 99) == alert(90)
+    assert plane.connections.totals.refused == {"evicted": 1}
+    # What is decided or over counts no more.
+    for client in (second, third):
+        client.sendall(hello("a.example", padding=2000)[400:])
+    plane.until(lambda: len(plane.connections.undecided) == 0)
+    fourth, fifth = plane.client(start), plane.client(start)
+    plane.turn()
+    assert len(plane.connections.undecided) == 2
+    for client in (fourth, fifth):
+        client.close()
+    plane.until(lambda: len(plane.connections.undecided) == 0)
+    plane.client(start)
+    plane.client(start)
+    plane.turn()
+    assert plane.connections.totals.refused["evicted"] == 1

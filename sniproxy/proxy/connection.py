@@ -45,6 +45,10 @@ FAREWELL_BYTES = 64 * 1024
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 
+MAX_KEPT = 32 * 1024 * 1024
+"""Bytes of all undecided hellos together that a process keeps: room for more than a thousand of the
+largest that occur (20 kB), where each alone might have a megabyte."""
+
 _FIRST_RETRY = 0.001
 _LONGEST_RETRY = 0.050
 """Seconds between two tries at a full accept queue; each pause is twice the last."""
@@ -100,6 +104,7 @@ class Connections:
         self.undecided: Countdown[Arrival] = Countdown(PATIENCE, Arrival.expire)
         self.farewells: Countdown[Farewell] = Countdown(FAREWELL_PATIENCE, Farewell.close)
         self._sweep = Sweep(later, _SWEEP, self.sweep)
+        self._kept = 0
         self._refused_lately: Counter[str] = Counter()
         self._report = report
         self._refusals = Sweep(later, REFUSALS_REPORT, self.report_refusals)
@@ -135,6 +140,13 @@ class Connections:
             return False
         oldest.refuse(Refusal(Alert.USER_CANCELED, "evicted"), linger=False)
         return True
+
+    def keep(self, size: int) -> None:
+        """Count ``size`` more bytes of undecided hellos, fewer if negative; end the oldest ones
+        while there are too many."""
+        self._kept += size
+        while self._kept > MAX_KEPT and self.evict_oldest():
+            pass
 
     def wait(self, arrival: "Arrival") -> None:
         """Start an undecided arrival's time."""
@@ -315,6 +327,7 @@ class Arrival:
             if self._received is None:
                 self._received = bytearray()
             self._received += data
+            self._connections.keep(size)
             return True
         self._settle()
         self.host = host
@@ -326,6 +339,8 @@ class Arrival:
 
     def _settle(self) -> None:
         """Note that the hello is no longer waited for."""
+        if self._parser is not None and self._received:
+            self._connections.keep(-len(self._received))
         self._parser = None
         if self._watched:
             self._connections.undecided.stop(self)

@@ -171,6 +171,7 @@ def test_log_lines(start: Start, backend_of: Make) -> None:
         read_all(client)
     proxy.ask(b"GET / HTTP/1.0\r\n\r\n")
     wait_for(proxy, "end=refused:not_a_handshake_record")
+    wait_for(proxy, "end=closed")
     for line in proxy.log.splitlines():
         assert re.match(
             r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=\w+ event=\w+( \w+=\S+)*$", line

@@ -6,7 +6,7 @@ import pathlib
 import re
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -42,17 +42,20 @@ def sockets(pid: int) -> set[str]:
     return found
 
 
-def worker_of(proxy: Proxy, client: socket.socket) -> int:
-    """Find the worker that has the other end of a client's connection."""
-    local, remote = client.getsockname(), client.getpeername()
-    inode = None
+def workers_of(proxy: Proxy, clients: Sequence[socket.socket]) -> list[int]:
+    """Find the workers that have the other ends of clients' connections.
+
+    The kernel's table is read once for all: it may be long, with what others do on this machine.
+    """
+    port = proxy.listening.getsockname()[1]
+    inodes: dict[int, str] = {}
     for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
         words = line.split()
-        ports = [int(words[at].rpartition(":")[2], 16) for at in (1, 2)]
-        if ports == [remote[1], local[1]]:
-            inode = words[9]
-    (pid,) = (pid for pid in children(proxy.process.pid) if f"socket:[{inode}]" in sockets(pid))
-    return pid
+        local, remote = (int(words[at].rpartition(":")[2], 16) for at in (1, 2))
+        if local == port and words[9] != "0":
+            inodes[remote] = f"socket:[{words[9]}]"
+    owners = {inode: pid for pid in children(proxy.process.pid) for inode in sockets(pid)}
+    return [owners[inodes[client.getsockname()[1]]] for client in clients]
 
 
 def relayed(proxy: Proxy, backend: Backend) -> tuple[socket.socket, socket.socket]:
@@ -100,8 +103,8 @@ def test_the_load_is_spread_evenly(start: Start, backend_of: Make) -> None:
     share: collections.Counter[int] = collections.Counter()
     for _ in range(10):
         pairs = [relayed(proxy, backend) for _ in range(64)]
+        share.update(workers_of(proxy, [client for client, _ in pairs]))
         for client, stream in pairs:
-            share[worker_of(proxy, client)] += 1
             stream.close()
             client.close()
     assert len(share) == 2
@@ -112,7 +115,7 @@ def test_a_killed_worker_takes_only_its_own(start: Start, backend_of: Make) -> N
     proxy = start()
     backend = backend_of(proxy.directory("a.example"))
     pairs = [relayed(proxy, backend) for _ in range(64)]
-    owners = [worker_of(proxy, client) for client, _ in pairs]
+    owners = workers_of(proxy, [client for client, _ in pairs])
     victim = owners[0]
     os.kill(victim, signal.SIGKILL)
     wait_for(proxy, f"pid={victim} how=SIGKILL")

@@ -244,24 +244,19 @@ def test_a_storm_of_hang_ups(start: Start, serve: Serve) -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="Python itself complains of a full wake-up descriptor, on standard error"
+    reason="Python itself complains of a full wake-up descriptor, on standard error",
+    strict=False,  # a race: not every storm fills it
 )
 def test_a_storm_of_questions(start: Start, serve: Serve) -> None:
-    """SIGUSR1 as fast as it can be sent, while clients are served."""
+    """SIGUSR1 as fast as it can be sent: it is answered, and everybody is served all the same."""
     proxy = start()
     serve(proxy.directory(HOST))
-    over = threading.Event()
-
-    def storm() -> None:
-        while not over.is_set():
-            os.kill(proxy.process.pid, signal.SIGUSR1)
-
-    threads = [in_thread(storm) for _ in range(2)]
-    for _ in range(200):
-        ask(proxy)
-    over.set()
-    for thread in threads:
-        thread.join()
+    ask(proxy)
+    storm = f"import os\nfor _ in range(500_000): os.kill({proxy.process.pid}, {signal.SIGUSR1:d})"
+    with subprocess.Popen([sys.executable, "-c", storm]) as sender:
+        while sender.poll() is None:
+            ask(proxy)
+    ask(proxy)
     log = proxy.log
     proxy.log_path.write_text("")
     assert "event=totals" in log
