@@ -62,7 +62,7 @@ TABLES = (
         ),
     ),
     Table(
-        "Bulk: replies of 200 kB, 16 at a time; two streams of 400 MB each way",
+        "Bulk: replies of 200 kB, 16 at a time; two streams of 300 MB each way",
         (
             Column("CPU µs a reply", "reply of 200 kB", "cpu"),
             Column("down: CPU s/GB", "download", "cpu", 3),
