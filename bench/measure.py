@@ -38,6 +38,8 @@ TRACED_BYTES = 16_000_000
 """Connections, and bytes each way, that are done under strace."""
 
 ENDLESS = 1 << 50
+MANY_TICKS = 20
+"""Clock ticks of CPU from which on it can be said how many of them were in user mode."""
 
 Figures = dict[str, float]
 
@@ -150,10 +152,10 @@ class Bench:
         user_before = account.user(process)
         figures = self._run(candidate, work)
         per_unit = work.factor / work.units
-        proxy = {
-            "cpu": (candidate.cpu() - before) * per_unit,
-            "user": (account.user(process) - user_before) * per_unit,
-        }
+        used = candidate.cpu() - before
+        proxy = {"cpu": used * per_unit}
+        if used > MANY_TICKS * account.TICK:
+            proxy["user"] = (account.user(process) - user_before) * per_unit
         return ({} if candidate.offer.forks else proxy) | {
             "load": (account.cpu(self.backend.pid) - backend_before + figures["load"]) * per_unit,
             "rate": work.units / figures["seconds"],
