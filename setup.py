@@ -15,14 +15,16 @@ class BuildFlavour(build_py):
         wish = os.environ.get("SNIPROXY_HASHED", "0")
         if wish not in {"", "0", "1"}:
             raise SystemExit(f"SNIPROXY_HASHED is {wish!r}: expected 1 (hashed) or 0 (plain)")
-        if wish == "1" and self.editable_mode:
-            raise SystemExit("SNIPROXY_HASHED=1: an editable install is always plain")
-        if wish == "1":
-            flag = pathlib.Path(self.build_lib, "sniproxy", "flavour.py")
-            text = flag.read_text()
-            if "HASHED: bool = False" not in text:
-                raise SystemExit(f"{flag}: no flag to set")
-            flag.write_text(text.replace("HASHED: bool = False", "HASHED: bool = True"))
+        if self.editable_mode:
+            if wish == "1":
+                raise SystemExit("SNIPROXY_HASHED=1: an editable install is always plain")
+            return
+        # Written either way: what an earlier build of the other flavour left is newer than ours.
+        text = pathlib.Path("sniproxy", "flavour.py").read_text()
+        if "HASHED: bool = False" not in text:
+            raise SystemExit("sniproxy/flavour.py: no flag to set")
+        flag = pathlib.Path(self.build_lib, "sniproxy", "flavour.py")
+        flag.write_text(text.replace("HASHED: bool = False", f"HASHED: bool = {wish == '1'}"))
 
 
 setup(cmdclass={"build_py": BuildFlavour})

@@ -51,15 +51,6 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _end_at_interrupt() -> None:
-    """Let Ctrl-C end the process without a traceback, until a loop takes the signal over.
-
-    Where it is ignored (a job in the background), it stays so, for the commands that we start too.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def _answer(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--version"]:
         return 0 if tell(version_line("sniproxy") + "\n") else FAILURE
@@ -68,6 +59,15 @@ def _answer(arguments: Sequence[str]) -> int:
     wrong = arguments[1] if arguments[0] in ("--version", "--help", "-h") else arguments[0]
     complain(f"sniproxy: unknown argument {wrong!a}: there are no options, try sniproxy --help")
     return USAGE_ERROR
+
+
+def _end_at_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, until a loop takes the signal over.
+
+    Where it is ignored (a job in the background), it stays so, for the commands that we start too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_hostname(arguments: Sequence[str]) -> int:

@@ -104,14 +104,29 @@ def test_proxy_header(
     assert header == signature + struct.pack("!BBH", command, family_byte, len(block)) + block
 
 
-def test_ipv4_clients_of_a_dual_stack_listener(start: Start, backend_of: Make) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("client_address", ["127.0.0.1", "::1"])
+def test_clients_of_a_dual_stack_listener(
+    start: Start, backend_of: Make, client_address: str, version: int
+) -> None:
+    """What is IPv4-mapped at both ends is written as IPv4, anything else as it is."""
     listening = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     proxy = start(listening)
     directory = proxy.directory("a.example")
-    (directory / "send-proxy-v1").touch()
+    (directory / f"send-proxy-v{version}").touch()
     backend = backend_of(directory)
     port = listening.getsockname()[1]
-    with socket.create_connection(("127.0.0.1", port), 20) as client:
+    with socket.create_connection((client_address, port), 20) as client:
         client.sendall(hello("a.example"))
-        line = f"PROXY TCP4 127.0.0.1 127.0.0.1 {client.getsockname()[1]} {port}\r\n".encode()
-        assert read_exactly(backend.accept(), len(line)) == line
+        own = client.getsockname()[1]
+        if version == 1:
+            family = "TCP4" if client_address == "127.0.0.1" else "TCP6"
+            line = f"PROXY {family} {client_address} {client_address} {own} {port}\r\n"
+            expected = line.encode()
+        else:
+            ip = socket.AF_INET if client_address == "127.0.0.1" else socket.AF_INET6
+            block = 2 * socket.inet_pton(ip, client_address) + struct.pack("!HH", own, port)
+            block += b"\2\0\x09a.example"
+            kind = 0x11 if ip == socket.AF_INET else 0x21
+            expected = b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, kind, len(block)) + block
+        assert read_exactly(backend.accept(), len(expected)) == expected

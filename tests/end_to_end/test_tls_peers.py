@@ -1,7 +1,11 @@
 """Real TLS clients reach real TLS servers by name through the proxy."""
 
+import base64
+import hashlib
 import pathlib
+import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -10,8 +14,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
-from tests.end_to_end.harness import TIMEOUT, Proxy
+from tests.end_to_end.harness import TIMEOUT, Proxy, directory_name, in_thread
 
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
@@ -158,6 +164,48 @@ def test_gnutls_and_nginx(proxy: Proxy, nginx: str, ca_file: str) -> None:
     assert "Handshake was completed" in done.stdout
 
 
+BROWSERS = ["chromium-headless-shell", "chromium"]
+
+
+@pytest.mark.parametrize("host", ["web.example", "bücher.example"])
+def test_a_browser_and_nginx(
+    proxy: Proxy,
+    nginx: str,
+    authority: trustme.CA,
+    tmp_path: pathlib.Path,
+    host: str,
+) -> None:
+    """The whole way, as people go it: a name is typed, a page is shown. The international name is
+    another one of the same backend's, by a link."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium: install chromium-headless-shell")
+    link = proxy.hosts / directory_name(proxy.hashed, "xn--bcher-kva.example")
+    link.symlink_to(proxy.directory(nginx).name)
+    certificate = x509.load_pem_x509_certificates((tmp_path / "web.pem").read_bytes())[0]
+    key = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    trusted = base64.b64encode(hashlib.sha256(key).digest()).decode()
+    port = proxy.listening.getsockname()[1]
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+    # It trusts this one key, and finds every name at the proxy.
+    command += [f"--ignore-certificate-errors-spki-list={trusted}"]
+    command += ["--host-resolver-rules=MAP * 127.0.0.1", f"https://{host}:{port}/"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    assert "nginx TLSv1.3 127.0.0.1 HTTP/2.0" in done.stdout
+    name = host.encode("idna").decode()
+    assert re.search(rf"host={name} end=\S+ ", log_at_the_end(proxy))
+    # It sends what post-quantum keys make large.
+    assert max(map(int, re.findall(r"bytes_up=(\d+)", proxy.log))) > 1500
+
+
+def log_at_the_end(proxy: Proxy) -> str:
+    assert proxy.stop(signal.SIGINT) == 0
+    return proxy.log
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_haproxy_reads_the_header(
     proxy: Proxy,
@@ -220,3 +268,33 @@ def test_alpn_of_acme_reaches_the_backend(
         with server.wrap_socket(stream, server_side=True) as tls:
             assert tls.selected_alpn_protocol() == "acme-tls/1"
             assert client.communicate(timeout=TIMEOUT)[0] == b"acme-tls/1\n"
+
+
+def test_a_hello_of_20_kilobytes(proxy: Proxy, authority: trustme.CA) -> None:
+    """As large as post-quantum keys may make it, by a real TLS stack: more than a record holds."""
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("large.example").configure_cert(server)
+    server.set_alpn_protocols(["the-last"])
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols([f"protocol-{number:05}" for number in range(1400)] + ["the-last"])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(proxy.directory("large.example") / "tls-socket"))
+        listening.listen()
+        listening.settimeout(TIMEOUT)
+        got: list[bytes] = []
+
+        def serve() -> None:
+            stream, _ = listening.accept()
+            with server.wrap_socket(stream, server_side=True) as tls:
+                got.append(tls.recv(100))
+                tls.sendall(b"answer")
+
+        thread = in_thread(serve)
+        with context.wrap_socket(proxy.connect(), server_hostname="large.example") as client:
+            assert client.selected_alpn_protocol() == "the-last"
+            client.sendall(b"question")
+            assert client.recv(100) == b"answer"
+        thread.join()
+    assert got == [b"question"]
+    assert max(map(int, re.findall(r"bytes_up=(\d+)", log_at_the_end(proxy)))) > 20_000

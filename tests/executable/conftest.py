@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from tests.end_to_end.conftest import backend_of, hashed, proxy, start, tmp_path
+from tests.end_to_end.conftest import backend_of, hashed, proxy, start, tmp_path, workers
 
-__all__ = ["backend_of", "hashed", "proxy", "start", "tmp_path"]
+__all__ = ["backend_of", "hashed", "proxy", "start", "tmp_path", "workers"]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

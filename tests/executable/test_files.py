@@ -6,10 +6,11 @@ The hosts directory may be anybody's to write in, and in a chroot it is "/" as w
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -49,8 +50,15 @@ def serve(proxy: Proxy, backend: Backend) -> None:
         stream.close()
 
 
-def without_the_program(paths: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    return {entry for entry in paths if entry[0] != "execve"}
+def install(executable: pathlib.Path, hosts: pathlib.Path) -> None:
+    """Put a copy of the program into a jail."""
+    shutil.copy(executable, hosts / "program")
+
+
+def since_exec(lines: list[str], program: str) -> list[str]:
+    """Leave out what was done before ``program`` was executed, by a shell or chroot(1)."""
+    at = next(at for at, line in enumerate(lines) if f'execve("{program}"' in line)
+    return lines[at + 1 :]
 
 
 class Traced:
@@ -61,27 +69,34 @@ class Traced:
         command: list[str],
         hashed: bool,
         folder: pathlib.Path,
-        preexec: Callable[[], None] | None = None,
+        before: Callable[[], None] = lambda: None,
         **environment: str,
     ) -> None:
         self._trace = folder / "trace"
+        self._program = command[-1]
         hosts = folder / "hosts"
         hosts.mkdir()
+        before()
         listening = socket.create_server(("127.0.0.1", 0))
-        environment = {"SNIPROXY_WORKERS": "1", **environment}
-        self.proxy = Proxy(traced(command, self._trace), hosts, listening, environment, preexec)
+        self.proxy = Proxy(traced(command, self._trace), hosts, listening, environment)
         self.proxy.hashed = hashed
 
     def end(self) -> list[set[tuple[str, str]]]:
+        """Stop it; give what was touched in each phase."""
         assert self.proxy.stop(signal.SIGTERM) == 0
         self.proxy.listening.close()
-        lines = finished(self._trace, self.proxy.process.pid)
-        return [without_the_program(touched(phase)) for phase in phases(lines)]
+        lines = since_exec(finished(self._trace, self.proxy.process.pid), self._program)
+        return [touched(phase) for phase in phases(lines)]
 
 
 @pytest.fixture
-def under_strace(command: list[str], hashed: bool, tmp_path: pathlib.Path) -> Traced:
-    return Traced(command, hashed, tmp_path)
+def under_strace(
+    command: list[str], hashed: bool, workers: str, tmp_path: pathlib.Path
+) -> Iterator[Traced]:
+    running = Traced(command, hashed, tmp_path, SNIPROXY_WORKERS=workers)
+    yield running
+    running.proxy.stop(signal.SIGTERM, signal.SIGHUP)
+    running.proxy.listening.close()
 
 
 def test_paths_of_the_start_and_of_each_connection(
@@ -126,6 +141,34 @@ def test_paths_of_a_long_host_name(under_strace: Traced, hashed: bool, backend_o
     }
 
 
+def test_paths_of_counting_the_workers(
+    command: list[str], hashed: bool, tmp_path: pathlib.Path
+) -> None:
+    """Where nobody says how many, the kernel is asked, which knows the limits of the group."""
+    traced_proxy = Traced(command, hashed, tmp_path, SNIPROXY_WORKERS="")
+    assert traced_proxy.proxy.ask(NOT_A_HELLO) in ALERTS
+    start, _ = traced_proxy.end()
+    counting = start - START
+    assert {("newfstatat", "/"), ("openat", "/proc/self/cgroup")} <= counting
+    assert all(
+        path.startswith("/sys/fs/cgroup/") and path.endswith("/cpu.max")
+        for call, path in counting - {("newfstatat", "/"), ("openat", "/proc/self/cgroup")}
+    )
+
+
+@only_root("change its root")
+def test_paths_of_counting_the_workers_in_a_jail(
+    executable: pathlib.Path, hashed: bool, tmp_path: pathlib.Path
+) -> None:
+    """Below a root that is the hosts directory, what is called /proc may be anybody's."""
+    hosts = tmp_path / "hosts"
+    command = ["chroot", str(hosts), "/program"]
+    traced_proxy = Traced(command, hashed, tmp_path, before=lambda: install(executable, hosts))
+    assert traced_proxy.proxy.ask(NOT_A_HELLO) in ALERTS
+    start, _ = traced_proxy.end()
+    assert start == START | {("newfstatat", "/")}
+
+
 @pytest.mark.parametrize("name", ["sniproxy-hostname", "sniproxy-check", "sniproxy-listen"])
 def test_the_other_commands_touch_no_file_at_their_start(
     executable: pathlib.Path, tmp_path: pathlib.Path, name: str
@@ -136,7 +179,8 @@ def test_the_other_commands_touch_no_file_at_their_start(
     command = traced([str(link), "--version"], trace)
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.communicate(timeout=TIMEOUT)[0].startswith(name.encode())
-    assert without_the_program(touched(finished(trace, process.pid))) == INTERPRETER
+    lines = since_exec(finished(trace, process.pid), str(link))
+    assert touched(lines) == INTERPRETER
 
 
 MODULES = (
@@ -153,6 +197,12 @@ TRACED_BACK = (
     "<frozen importlib._bootstrap>",
 )  # fmt: skip
 """Names that code in the executable has in tracebacks. Whoever opens a FIFO waits for ever."""
+
+SYSTEM_FILES = (
+    "etc/localtime", "etc/nsswitch.conf", "etc/passwd", "dev/null", "dev/urandom", "proc/self/maps",
+    "proc/self/cgroup", "sys/fs/cgroup/cpu.max", "sys/devices/system/cpu/online",
+)  # fmt: skip
+"""What a C library or an interpreter might want, where the hosts directory is the root."""
 
 LIBRARIES = (".", "lib/python3.11", "usr/lib/python3.11", "usr/local/lib/python3.11")
 VARIABLES = {
@@ -208,9 +258,8 @@ def salt(hosts: pathlib.Path) -> set[pathlib.Path]:
     for name in TRACED_BACK:
         if not (hosts / name).exists():
             os.mkfifo(hosts / name)
-    (hosts / "etc").mkdir(exist_ok=True)
-    (hosts / "dev").mkdir(exist_ok=True)
-    for name in ("etc/localtime", "etc/nsswitch.conf", "etc/passwd", "dev/null", "dev/urandom"):
+    for name in SYSTEM_FILES:
+        (hosts / name).parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(hosts / name)
     return set(hosts.rglob("*"))
 
@@ -254,7 +303,21 @@ def backend_path(proxy: Proxy) -> pathlib.Path:
     return proxy.hosts / directory_name(proxy.hashed, "a.example") / "tls-socket"
 
 
-def test_no_traceback_opens_a_file(command: list[str], tmp_path: pathlib.Path) -> None:
+def takes_signals(pid: int, program: str) -> bool:
+    """Say whether a process runs ``program`` and has SIGTERM caught or blocked, proc(5)."""
+    try:
+        if os.readlink(f"/proc/{pid}/exe") != program:
+            return False
+    except FileNotFoundError:
+        return False
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    masks = re.findall(r"^Sig(?:Cgt|Blk):\t(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) & 1 << signal.SIGTERM - 1 for mask in masks)
+
+
+def test_no_traceback_opens_a_file(
+    command: list[str], workers: str, tmp_path: pathlib.Path
+) -> None:
     """Fail wherever a descriptor is needed: errors come up in all layers, and none is looked up."""
     hosts = tmp_path / "hosts"
     hosts.mkdir()
@@ -266,18 +329,21 @@ def test_no_traceback_opens_a_file(command: list[str], tmp_path: pathlib.Path) -
         with (
             socket.create_server(("127.0.0.1", 0)) as listening,
             subprocess.Popen(
-                traced(limited, trace), stdin=listening, cwd=hosts, stderr=subprocess.PIPE
+                traced(limited, trace),
+                stdin=listening,
+                cwd=hosts,
+                env={**os.environ, "SNIPROXY_WORKERS": workers},
+                stderr=subprocess.PIPE,
             ) as process,
         ):
             assert process.stderr is not None
-            for line in process.stderr:
-                said += line.decode()
-                if b"event=start" in line:
-                    process.send_signal(signal.SIGTERM)
-            process.wait(TIMEOUT)
+            # Either it has failed by itself, or it is told to end once it serves.
+            while process.poll() is None and not takes_signals(process.pid, command[0]):
+                os.sched_yield()
+            process.terminate()
+            said += process.communicate(timeout=TIMEOUT)[1].decode()
             lines = finished(trace, process.pid)
-        started = next(at for at, line in enumerate(lines) if f'execve("{command[0]}"' in line)
-        assert without_the_program(touched(lines[started:])) <= START
+        assert touched(since_exec(lines, command[0])) <= START
     # Errors that nobody could catch, since they arose in a destructor, were told without a file.
     assert "Exception ignored in" in said
     assert "AttributeError" in said

@@ -66,7 +66,7 @@ def phases(lines: Sequence[str]) -> list[list[str]]:
     """Cut a proxy's trace: before the first accepted connection, then a phase for each."""
     cut: list[list[str]] = [[]]
     for line in lines:
-        if re.search(r" accept4\(.* = \d", line) or " accept4 resumed" in line:
+        if re.search(r"\baccept4\b.* = \d", line):
             cut.append([])
         cut[-1].append(line)
     return cut
