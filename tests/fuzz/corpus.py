@@ -1,0 +1,48 @@
+"""The corpus: inputs that once reached something new, a file a target, a line in hex each."""
+
+import pathlib
+from collections.abc import Iterable
+
+from tests.hello import extension, hello, message, records, server_name
+
+CORPUS = pathlib.Path(__file__).parent / "corpus"
+
+
+def load(target: str) -> list[bytes]:
+    """Read a target's inputs; there may be none yet."""
+    path = CORPUS / f"{target}.hex"
+    if not path.exists():
+        return []
+    return [bytes.fromhex(line) for line in path.read_text().splitlines() if line]
+
+
+def save(target: str, inputs: Iterable[bytes]) -> None:
+    """Write a target's inputs, the short ones first."""
+    CORPUS.mkdir(exist_ok=True)
+    lines = sorted({data.hex() for data in inputs}, key=lambda line: (len(line), line))
+    (CORPUS / f"{target}.hex").write_text("".join(f"{line}\n" for line in lines))
+
+
+def seeds(target: str) -> list[bytes]:
+    """Make a few inputs that reach far."""
+    if target == "client_hello":
+        wires = [
+            hello("a.example"),
+            hello("B.Example", record=7),
+            hello("a_b", padding=30),
+            records(message(None)),
+            records(message(server_name((1, b"x"), (0, b"c.example")), session=b"")),
+            records(message(extension(16, b"\0\3\2h2") + server_name((0, b"d"))), 50),
+        ]
+        return [cuts + wire for wire in wires for cuts in (b"\0", b"\1\0", b"\3\4\x09\x60")]
+    if target == "host_name":
+        names = [
+            "a.example",
+            "Bücher.example.",
+            "xn--bcher-kva.ws",
+            "🕸💍.ws",
+            "مثال.example",
+            "a..b",
+        ]
+        return [name.encode() for name in names]
+    return [bytes([kind, kind]) + bytes(range(60)) for kind in range(6)] + [b"\0\2" + bytes(300)]

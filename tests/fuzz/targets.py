@@ -1,0 +1,143 @@
+"""What the fuzzers call: bytes in, and an AssertionError where something not documented happens.
+
+Each target takes any bytes, has the code under test make something of them, and compares: with the
+documented outcomes, with a second implementation that knows only the specification, and with what
+must hold of every outcome.
+"""
+
+import ipaddress
+import socket
+import struct
+
+from sniproxy.parser.alert import Alert, Refusal
+from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.host_name import MAX_LENGTH, canonical
+from sniproxy.resolver.proxy_header import SocketAddress, version_1, version_2
+from sniproxy.tools.hostname import MAX_LABEL, InvalidNameError, to_ascii
+from tests.hello import hello
+from tests.test_client_hello import Outcome, reference, reference_name
+
+
+def client_hello(data: bytes) -> None:
+    """Feed the parser in cuts that the input chooses: a count, that many sizes, then the wire."""
+    count = data[0] % 8 if data else 0
+    sizes = [size + 1 for size in data[1 : 1 + count]] or [1 << 20]
+    wire = data[1 + count :]
+    outcome: Outcome = None
+    parser = ClientHelloParser()
+    at = turn = 0
+    reason = "none"
+    try:
+        while at < len(wire) and outcome is None:
+            begin, at = at, at + sizes[turn % len(sizes)]
+            turn += 1
+            outcome = parser.feed(memoryview(wire)[begin:at])
+        if outcome is None:
+            end = parser.finish()
+            assert (end.alert, end.reason == "no_hello") == (Alert.DECODE_ERROR, not wire)
+    except Refusal as refused:
+        outcome = (refused.alert, 0)
+        reason = refused.reason
+    assert reason.replace("_", "").isalpha()
+    assert outcome == reference(wire[:at])
+    if isinstance(outcome, str):
+        # It is its own canonical form, and asking for it gives it again.
+        assert ClientHelloParser().feed(hello(outcome)) == outcome
+
+
+def host_name(data: bytes) -> None:
+    """Take the bytes as a name on the wire, and as a name that somebody types."""
+    expected = reference_name(data)
+    assert canonical(data) == (expected if isinstance(expected, str) else None)
+    typed = data.decode("utf-8", "surrogateescape")
+    try:
+        name = to_ascii(typed)
+    except InvalidNameError:
+        return
+    assert canonical(name.encode("ascii")) == name
+    assert len(name) <= MAX_LENGTH
+    assert all(0 < len(label) <= MAX_LABEL for label in name.split("."))
+    assert to_ascii(name) == name
+    if typed.isascii():
+        assert name == typed.lower().removesuffix(".")
+
+
+def proxy_header(data: bytes) -> None:
+    """Make two addresses and a host name of the bytes; read both headers back."""
+    data = data.ljust(40, b"\0")
+    family = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)[data[0] % 3]
+    source, destination = (
+        _address(family, data[1], data[2:20]),
+        _address(family, data[0] >> 4, data[20:38]),
+    )
+    host = (canonical(data[38:292]) or "a") if len(data) > 40 else "a"
+    expected = _expected(source, destination)
+    line = version_1(source, destination)
+    assert len(line) <= 107
+    assert _decode_1(line) == expected
+    block = version_2(source, destination, host)
+    assert _decode_2(block) == (expected, host)
+
+
+def _address(family: socket.AddressFamily, kind: int, data: bytes) -> SocketAddress:
+    """Give an address as a socket of that family has it."""
+    port = int.from_bytes(data[16:18], "big")
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, data[:4]), port
+    if family == socket.AF_INET6:
+        address = bytes(10) + b"\xff\xff" + data[:4] if kind & 1 else data[:16]
+        return socket.inet_ntop(family, address), port, 0, 0
+    return (data[:16].hex(), data[:16], "", None)[kind & 3]
+
+
+Endpoints = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int] | None
+
+
+def _expected(*ends: SocketAddress) -> list[Endpoints]:
+    """Say what a backend must learn: nothing, or both ends in one family."""
+    pairs: list[Endpoints] = []
+    for end in ends:
+        if not isinstance(end, tuple):
+            return [None, None]
+        pairs.append((ipaddress.ip_address(end[0]), end[1]))
+    mapped = [getattr(pair[0], "ipv4_mapped", None) if pair else None for pair in pairs]
+    if all(mapped):
+        return [(address, pair[1]) for address, pair in zip(mapped, pairs, strict=True) if pair]
+    return pairs
+
+
+def _decode_1(line: bytes) -> list[Endpoints]:
+    assert line.startswith(b"PROXY ")
+    assert line.endswith(b"\r\n")
+    words = line[:-2].decode("ascii").split(" ")
+    if words[1] == "UNKNOWN":
+        return [None, None]
+    addresses = [ipaddress.ip_address(word) for word in words[2:4]]
+    ports = [int(word) for word in words[4:6]]
+    assert len(words) == 6
+    family = {4: "TCP4", 6: "TCP6"}
+    if len({address.version for address in addresses}) == 1:
+        assert words[1] == family[addresses[0].version]
+    return list(zip(addresses, ports, strict=True))
+
+
+def _decode_2(block: bytes) -> tuple[list[Endpoints], str]:
+    assert block[:12] == bytes.fromhex("0d0a0d0a000d0a515549540a")
+    command, family, size = struct.unpack("!BBH", block[12:16])
+    rest = block[16:]
+    assert len(rest) == size
+    ends: list[Endpoints] = [None, None]
+    if command == 0x21:
+        width = {0x11: 4, 0x21: 16}[family]
+        addresses = [ipaddress.ip_address(rest[at : at + width]) for at in (0, width)]
+        ports = struct.unpack("!HH", rest[2 * width : 2 * width + 4])
+        ends = list(zip(addresses, ports, strict=True))
+        rest = rest[2 * width + 4 :]
+    else:
+        assert (command, family) == (0x20, 0)
+    kind, length = struct.unpack("!BH", rest[:3])
+    assert (kind, length) == (2, len(rest) - 3)
+    return ends, rest[3:].decode("ascii")
+
+
+TARGETS = {one.__name__: one for one in (client_hello, host_name, proxy_header)}
