@@ -53,6 +53,17 @@ def user(pid: int) -> float:
     return ticks * TICK
 
 
+def descriptors(pid: int) -> int:
+    """Count the open descriptors of a process and all below it."""
+    count = 0
+    for one in family(pid):
+        try:
+            count += len(list((PROC / str(one) / "fd").iterdir()))
+        except OSError:
+            continue
+    return count
+
+
 def _rollup(pid: int, name: str) -> int:
     """Bytes that smaps_rollup has under a name; none where the process has just left."""
     try:

@@ -255,7 +255,7 @@ def peers() -> tuple[list[Offer], list[str]]:
         missing.append("haproxy")
     sniproxy = _packaged("sniproxy")
     if sniproxy:
-        found.append(Offer(SNIPROXY_C, (sniproxy, "-f", "-c", "%FILE%"), _sniproxy_c))
+        found.append(Offer(SNIPROXY_C, (sniproxy, "-f", "-c", "%FILE%"), _sniproxy_c, share=3))
     else:
         missing.append("sniproxy")
     # sslh-select 1.20 loses connections once there are several at a time. This one forks for each,
@@ -263,7 +263,7 @@ def peers() -> tuple[list[Offer], list[str]]:
     # wait for its children, so that their CPU is on nobody's account.
     sslh = _packaged("sslh")
     if sslh:
-        found.append(Offer(SSLH, (sslh, "-F%FILE%"), _sslh, most=500, share=20, forks=True))
+        found.append(Offer(SSLH, (sslh, "-F%FILE%"), _sslh, most=500, share=40, forks=True))
     else:
         missing.append("sslh")
     return found, missing
@@ -273,7 +273,7 @@ def ours(python: str, executable: str | None, added: Iterable[str]) -> list[Offe
     """Give the floor, sniproxy from source and as an executable, and those added by the user."""
     one = (("SNIPROXY_WORKERS", "1"),)
     path = (("PYTHONPATH", str(ROOT)),)
-    source = (python, "-m", "sniproxy")
+    source = (python, "-P", "-m", "sniproxy")
     found = [
         Offer(FLOOR, (str(BUILD / "floor"), HOST), most=50_000),
         Offer(OURS_SOURCE, source, environment=path + one, most=50_000),

@@ -166,7 +166,7 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     wish = options()
-    # So that what was started is ended.
+    # So that what was started is ended, and what was measured is shown.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     begin = time.monotonic()
     build()
@@ -190,6 +190,8 @@ def main() -> int:
                 except RuntimeError as error:
                     run.fail(str(error))
             run.in_turn(list(candidates))
+        except (KeyboardInterrupt, SystemExit) as error:
+            run.fail(f"not finished: {error or 'interrupted'}")
         finally:
             for candidate in candidates:
                 candidate.stop()

@@ -49,7 +49,8 @@ static void sample(struct client *client)
 
 static void ask(struct client *client)
 {
-    static char message[MESSAGE];
+    static uint64_t message[MESSAGE / 8 + 1];
+    pattern(message, 0, sizeof message);
     client->received = 0;
     if (send(client->fd, message, MESSAGE, MSG_NOSIGNAL) != MESSAGE)
         die("send");
@@ -111,7 +112,7 @@ static void serve(struct client *client)
             die("send");
     }
     while ((n = recv(client->fd, buffer, sizeof buffer, MSG_DONTWAIT)) > 0) {
-        if (mode == REPLY && !is_pattern(buffer, client->received, n))
+        if ((mode == REPLY || mode == ECHO) && !is_pattern(buffer, client->received, n))
             wrong("wrong bytes", client);
         client->received += n;
         if (mode == IDLE) {

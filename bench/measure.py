@@ -14,12 +14,13 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bench import account, calls
-from bench.candidates import BUILD, Candidate, Offer, Site, cpus, pinned, start
-from bench.works import CONNECTION, ROUND_TRIP, Work, client_hello
+from bench.candidates import BUILD, PATIENCE, Candidate, Offer, Site, cpus, pinned, start
+from bench.works import CONNECTION, HOST, ROUND_TRIP, Work, client_hello
 
 HERE = pathlib.Path(__file__).resolve().parent
 TIMEOUT = 120.0
@@ -33,10 +34,12 @@ HELD = 20_000
 
 WARM_UP = 500
 TRACED = 200
-"""Connections under strace, and of each MB transferred there, the MB."""
+TRACED_BYTES = 16_000_000
+"""Connections, and bytes each way, that are done under strace."""
 
-TRACED_BYTES = 64_000_000
 ENDLESS = 1 << 50
+MANY_TICKS = 20
+"""Clock ticks of CPU from which on it can be said how many of them were in user mode."""
 
 Figures = dict[str, float]
 
@@ -71,7 +74,7 @@ class Bench:
         self.limit = raise_descriptor_limit()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        self.site = Site(folder, hosts, hosts / "bench.example" / "tls-socket", port)
+        self.site = Site(folder, hosts, hosts / HOST / "tls-socket", port)
         self.site.socket.parent.mkdir(parents=True)
         command = [str(BUILD / "backend"), str(self.site.socket), str(port)]
         self.backend = subprocess.Popen(pinned(cpus()[:1], command))
@@ -124,12 +127,18 @@ class Bench:
 
     @contextlib.contextmanager
     def held(self, candidate: Candidate, count: int) -> Iterator[None]:
-        """Hold so many idle connections."""
+        """Hold so many idle connections; afterwards wait until the proxy has closed them."""
+        before = account.descriptors(candidate.process.pid)
         with self._meanwhile(candidate, Work("idle", "i", count, 100, 0, count)) as load:
             if load.stdout is None or load.stdout.readline() != b"ready\n":
                 message = f"{candidate.name}: {count} connections could not be held"
                 raise WorkError(message)
             yield
+        deadline = time.monotonic() + PATIENCE
+        while account.descriptors(candidate.process.pid) > before + 10:
+            if time.monotonic() > deadline:
+                message = f"{candidate.name}: connections stayed open when their clients had left"
+                raise WorkError(message)
 
     # The figures.
 
@@ -143,10 +152,10 @@ class Bench:
         user_before = account.user(process)
         figures = self._run(candidate, work)
         per_unit = work.factor / work.units
-        proxy = {
-            "cpu": (candidate.cpu() - before) * per_unit,
-            "user": (account.user(process) - user_before) * per_unit,
-        }
+        used = candidate.cpu() - before
+        proxy = {"cpu": used * per_unit}
+        if used > MANY_TICKS * account.TICK:
+            proxy["user"] = (account.user(process) - user_before) * per_unit
         return ({} if candidate.offer.forks else proxy) | {
             "load": (account.cpu(self.backend.pid) - backend_before + figures["load"]) * per_unit,
             "rate": work.units / figures["seconds"],
@@ -191,11 +200,12 @@ class Bench:
     def neighbour(self, candidate: Candidate, less: int) -> Figures:
         """Time a neighbour's round trips while a bulk stream runs, downwards and upwards.
 
-        Neighbour and backend go before the bulk stream on their CPU, where that is allowed, so
-        that what is timed is the proxy and not the scheduler of the machine.
+        Neighbour, backend and proxy go before the bulk stream and all else on the machine, where
+        that is allowed, so that what is timed is the proxy and not the scheduler.
         """
         trips = Work("neighbour", "e", 1, 1, 3_000 // less, 1)
-        first = ["chrt", "-f", "2"] if self._first(first=True) else []
+        important = [self.backend.pid, *account.family(candidate.process.pid)]
+        first = ["chrt", "-f", "2"] if go_first(important, first=True) else []
         figures = {}
         try:
             for name, mode in (("down", "r"), ("up", "u")):
@@ -210,17 +220,8 @@ class Bench:
                 figures[f"{name}, p50"] = done["p50"]
                 figures[f"{name}, p99"] = done["p99"]
         finally:
-            self._first(first=False)
+            go_first(important, first=False)
         return figures
-
-    def _first(self, *, first: bool) -> bool:
-        """Let the backend go before others, or no longer; say whether that was allowed."""
-        policy, priority = (os.SCHED_FIFO, 1) if first else (os.SCHED_OTHER, 0)
-        try:
-            os.sched_setscheduler(self.backend.pid, policy, os.sched_param(priority))
-        except OSError:
-            return False
-        return shutil.which("chrt") is not None
 
     def spread(self, candidate: Candidate, work: Work, workers: int) -> Figures:
         """Say how many times the connections of the idlest worker the busiest has got, as the
@@ -283,3 +284,14 @@ class Bench:
     def warm_up(self, candidate: Candidate) -> None:
         self.work(candidate, CONNECTION.less())
         self.work(candidate, ROUND_TRIP.less())
+
+
+def go_first(processes: Sequence[int], *, first: bool) -> bool:
+    """Let processes go before all others, or no longer; say whether that was allowed."""
+    policy, priority = (os.SCHED_FIFO, 1) if first else (os.SCHED_OTHER, 0)
+    try:
+        for one in processes:
+            os.sched_setscheduler(one, policy, os.sched_param(priority))
+    except OSError:
+        return False
+    return shutil.which("chrt") is not None

@@ -18,6 +18,9 @@ from bench.candidates import (
     OURS_SOURCE,
 )
 
+MISSING = "–"
+THIN_SPACE = "\u202f"
+
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 """Work, candidate: the figures of each round."""
 
@@ -62,7 +65,7 @@ TABLES = (
         ),
     ),
     Table(
-        "Bulk: replies of 200 kB, 16 at a time; two streams of 400 MB each way",
+        "Bulk: replies of 200 kB, 16 at a time; two streams of 300 MB each way",
         (
             Column("CPU µs a reply", "reply of 200 kB", "cpu"),
             Column("down: CPU s/GB", "download", "cpu", 3),
@@ -116,22 +119,27 @@ def candidates(report: Report) -> list[str]:
     return first + [name for name in names if name not in first]
 
 
-def _cells(report: Report, table: Table, candidate: str) -> list[str]:
-    values = [(median(report, c.work, candidate, c.figure), c) for c in table.columns]
-    return ["–" if v is None else f"{v / c.divisor:,.{c.digits}f}" for v, c in values]
+def _cell(report: Report, column: Column, candidate: str) -> str:
+    value = median(report, column.work, candidate, column.figure)
+    if value is None:
+        return MISSING
+    return f"{value / column.divisor:,.{column.digits}f}".replace(",", THIN_SPACE)
 
 
 def _table(report: Report, table: Table) -> Iterator[str]:
-    rows = [(name, _cells(report, table, name)) for name in candidates(report)]
-    rows = [(name, cells) for name, cells in rows if any(cell != "–" for cell in cells)]
-    if not rows:
+    """Write a table, without the candidates and the columns that were not measured."""
+    names = candidates(report)
+    cells = {c: [_cell(report, c, name) for name in names] for c in table.columns}
+    cells = {column: values for column, values in cells.items() if set(values) != {MISSING}}
+    if not cells:
         return
     yield f"**{table.title}**"
     yield ""
-    yield "| | " + " | ".join(column.title for column in table.columns) + " |"
-    yield "|---|" + "--:|" * len(table.columns)
-    for name, cells in rows:
-        yield f"| {name} | " + " | ".join(cell.replace(",", "\u202f") for cell in cells) + " |"
+    yield "| | " + " | ".join(column.title for column in cells) + " |"
+    yield "|---|" + "--:|" * len(cells)
+    for name, row in zip(names, zip(*cells.values(), strict=True), strict=True):
+        if set(row) != {MISSING}:
+            yield f"| {name} | " + " | ".join(row) + " |"
     yield ""
 
 

@@ -1,7 +1,7 @@
 """The works: what a load is asked for, and what a unit of it is.
 
-The counts are such that one run takes about half a second, and that a hundred runs of each work
-(eleven candidates, some rounds) are done in a minute.
+The counts are such that one run takes about half a second, and that the fifty of each work (eleven
+candidates, five rounds) are done in less than a minute.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Work:
 
 
 def _bulk(name: str, mode: str) -> Work:
-    return Work(name, mode, 2, 2, 400_000_000, 0.8, factor=1.0)
+    return Work(name, mode, 2, 2, 300_000_000, 0.6, factor=1.0)
 
 
 CONNECTION = Work("connection", "r", 10_000, FLIGHT, 100, 10_000)

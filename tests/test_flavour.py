@@ -99,7 +99,7 @@ def test_the_end_to_end_tests_hold(hashed: pathlib.Path) -> None:
         "-p",
         "no:cacheprovider",
         "-k",
-        "one_worker or -1",
+        "not two_workers",
     ]
     words += [f"--sniproxy={command}", "tests/end_to_end/test_lookup.py"]
     words += ["tests/end_to_end/test_system.py"]

@@ -23,9 +23,9 @@ try:
 except NoListeningSocket as error:
     print(json.dumps(str(error)))
     sys.exit()
-still = [fd for fd in range(3, 10) if os.path.exists(f"/proc/self/fd/{fd}")
-         and fd not in [one.fileno() for one in found]
-         and os.path.realpath(f"/proc/self/fd/{fd}").startswith("/proc/self/fd/socket:")]
+ours = [one.fileno() for one in found]
+still = [fd for fd in range(3, 10) if fd not in ours and os.path.lexists(f"/proc/self/fd/{fd}")
+         and os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")]
 print(json.dumps({
     "names": [one.getsockname() for one in found],
     "inheritable": [one.get_inheritable() for one in found],

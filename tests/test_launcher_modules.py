@@ -167,9 +167,11 @@ def test_the_check_runs_with_no_other(selection: modules.Selection, tmp_path: Pa
 
 
 @only_3_11
-def test_the_proxy_works_with_no_other(selection: modules.Selection) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_proxy_works_with_no_other(selection: modules.Selection, workers: str) -> None:
     """A whole life: the start, connections and refusals, the orderly stop."""
-    training.serve_once(guarded(selection, CALL, "sniproxy"), {"SNIPROXY_LOG": "connections"})
+    environment = {"SNIPROXY_LOG": "connections", "SNIPROXY_WORKERS": workers}
+    training.serve_once(guarded(selection, CALL, "sniproxy"), environment)
 
 
 def test_what_is_left_out_has_a_reason() -> None:

@@ -19,8 +19,16 @@ def run(script: str, command: str, *arguments: str) -> subprocess.CompletedProce
         "sys.exit(main())"
     )
     words = ["/bin/sh", "-c", script, "sh", sys.executable, "-c", program, *arguments]
+    # Unbuffered output would leave nothing to be flushed at the exit.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        words, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        words,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env=environment,
     )
 
 
@@ -59,7 +67,14 @@ def test_usage_errors_are_for_standard_error(command: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "--no-such-option" in done.stderr
     assert run('"$@" 2>&-', command, "--no-such-option").returncode == 2
-    assert run('"$@" 2>/dev/full', command, "--no-such-option").returncode == 2
+
+
+def test_complaints_that_nobody_gets() -> None:
+    """The exit status is what it would be."""
+    for redirection in ("2>/dev/full", "2>&-"):
+        assert run(f'"$@" {redirection}', "sniproxy", "--no-such-option").returncode == 2
+        done = run(f'"$@" {redirection}', "sniproxy-hostname", "a_b", "a.b", "c_d")
+        assert (done.returncode, done.stdout) == (1, "a.b\n")
 
 
 def test_names_are_shown_without_harm() -> None:

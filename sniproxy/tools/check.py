@@ -121,11 +121,12 @@ def _examine_name(finding: Finding) -> None:
 
 def _examine_links(finding: Finding, path: str) -> None:
     """Look at the symbolic links that lead to a socket, wherever on the way they are."""
-    top = os.getcwd()
-    end = top
+    top = end = os.getcwd()
+    if top == "/":
+        return  # in a jail no link leads out of it
     for link, target, where in _links(top, path):
         end = where
-        if os.path.isabs(target) and top != "/":
+        if os.path.isabs(target):
             relative = os.path.relpath(target, os.path.dirname(link))
             finding.problems.append(
                 f"{shown(os.path.relpath(link, top))} is an absolute link: it leads elsewhere "
@@ -139,7 +140,7 @@ def _examine_links(finding: Finding, path: str) -> None:
 def _links(top: str, path: str) -> Iterator[tuple[str, str, str]]:
     """Resolve ``path`` below ``top`` as path_resolution(7) does, as far as it can be read.
 
-    Gives each link's own path, its target, and where it leads to.
+    Gives each link's own path, its target, and where it leads to. No further than an absolute one.
     """
     here, rest, count = top, path.split("/"), 0
     while rest and count < _MOST_LINKS:
@@ -152,8 +153,6 @@ def _links(top: str, path: str) -> Iterator[tuple[str, str, str]]:
             continue
         count += 1
         yield there, target, os.path.normpath(os.path.join(here, target))
-        if os.path.isabs(target):
-            here = "/"
         rest = target.split("/") + rest
 
 

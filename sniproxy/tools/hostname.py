@@ -73,7 +73,7 @@ def _unicode_label(label: str) -> str:
             decoded = label[len(_ACE_PREFIX) :].encode("ascii").decode("punycode")
         except UnicodeError:
             raise InvalidNameError(f"has a label that is no Punycode: {label!a}") from None
-        if not decoded or decoded.isascii() or _ascii_label(decoded) != label:
+        if _ascii_label(decoded) != label:
             raise InvalidNameError(f"has a label that encodes nothing international: {label!a}")
         try:
             unchanged = idna.uts46_remap(decoded, std3_rules=False, transitional=False) == decoded

@@ -6,6 +6,7 @@ traceback; only this module knows how.
 
 import os
 import sys
+from typing import TextIO
 
 
 def tell(text: str) -> bool:
@@ -16,10 +17,10 @@ def tell(text: str) -> bool:
     except AttributeError:  # it was closed before we were started
         return False
     except BrokenPipeError:
-        _give_up()  # whoever read has seen enough: no reason to say a word
+        _give_up(sys.stdout)  # whoever read has seen enough: no reason to say a word
         return False
     except (OSError, UnicodeError, ValueError) as error:
-        _give_up()
+        _give_up(sys.stdout)
         complain(f"can't write to standard output: {getattr(error, 'strerror', None) or error}")
         return False
     return True
@@ -30,8 +31,10 @@ def complain(text: str) -> None:
     try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-    except (AttributeError, OSError, ValueError):
+    except AttributeError:  # as above
         pass
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
 
 
 def shown(name: str) -> str:
@@ -46,9 +49,11 @@ def shown(name: str) -> str:
     )
 
 
-def _give_up() -> None:
-    """Let the interpreter not try to flush the rest at its exit, and fail again."""
+def _give_up(stream: TextIO) -> None:
+    """Let the interpreter not try to write the rest at its exit, fail again, and say so."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
     except (OSError, ValueError):
-        sys.stdout = None  # as if it had been closed
+        pass

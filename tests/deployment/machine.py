@@ -8,6 +8,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ FILES = (
     "test_systemd.py",
     "test_users.py",
     "test_variants.py",
+    "test_operations.py",
     "test_package.py",
     "test_inetd.py",
     "test_s6.py",
@@ -33,8 +35,8 @@ TIMEOUT = 400
 """Seconds for the whole life of a container."""
 
 _INCLUDED = (
-    "acl,execline,netbase,openbsd-inetd,passwd,procps,python3,python3-pytest,python3-pytest-timeout,s6,"
-    "systemd,systemd-sysv,util-linux"
+    "acl,caddy,execline,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
+    "python3-pytest-timeout,s6,systemd,systemd-sysv,util-linux"
 )
 
 _UNIT = """\
@@ -82,13 +84,14 @@ def boot(release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path])
     _make_root(release, root)
     inside = root / "opt" / "inside"
     shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "docs" / "operations.md", inside)
     for name, package in packages.items():
         shutil.copyfile(package, inside / f"{name}.deb")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(inside / "ca.pem"))
-    authority.issue_cert("*.promise.example").private_key_and_cert_chain_pem.write_to_path(
-        str(inside / "server.pem")
-    )
+    authority.issue_cert(
+        "*.promise.example", "localhost"
+    ).private_key_and_cert_chain_pem.write_to_path(str(inside / "server.pem"))
     units = root / "etc" / "systemd" / "system"
     (units / "tests.service").write_text(_UNIT.format(files=" ".join(FILES)))
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
@@ -149,11 +152,21 @@ def _run_container(root: pathlib.Path) -> str:
         )
         return done.stdout
     except subprocess.TimeoutExpired as error:
-        (cgroup / "cgroup.kill").write_text("1")
         return f"not finished after {TIMEOUT} s: {error.stdout!r}\n"
     finally:
-        for folder, _, _ in os.walk(cgroup, topdown=False):
-            os.rmdir(folder)
+        _remove(cgroup)
+
+
+def _remove(cgroup: pathlib.Path) -> None:
+    """End what may still run in a control group, and remove it when all of it is gone."""
+    (cgroup / "cgroup.kill").write_text("1")
+    events = cgroup / "cgroup.events"
+    with events.open() as file, select.epoll() as changes:
+        changes.register(file, select.EPOLLPRI)
+        while "populated 1" in events.read_text():
+            changes.poll(1)
+    for folder, _, _ in os.walk(cgroup, topdown=False):
+        os.rmdir(folder)
 
 
 def _own_cgroup() -> pathlib.Path:

@@ -10,6 +10,13 @@ import sys
 import threading
 
 
+def server_context() -> ssl.SSLContext:
+    """Make the context of a server with the names of the tests."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(os.path.join(os.path.dirname(__file__), "server.pem"))
+    return context
+
+
 def serve(stream: socket.socket, title: bytes, context: ssl.SSLContext) -> None:
     """Answer one client. One that goes away is no fault."""
     try:
@@ -26,8 +33,7 @@ def serve(stream: socket.socket, title: bytes, context: ssl.SSLContext) -> None:
 
 def main() -> None:
     path, title, umask = sys.argv[1:]
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(os.path.join(os.path.dirname(__file__), "server.pem"))
+    context = server_context()
     os.umask(int(umask, 8))
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)

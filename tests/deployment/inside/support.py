@@ -1,9 +1,11 @@
 """What the tests need: clients and load by TLS, backends as other users, systemctl."""
 
 import pathlib
+import re
 import socket
 import ssl
 import subprocess
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ DROP_INS = pathlib.Path("/etc/systemd/system")
 
 BLOG = "blog.promise.example"
 SHOP = "shop.promise.example"
+"""Names that ``server.pem`` is for, as it is for localhost."""
 
 TIMEOUT = 60
 """Seconds after which something that should have happened has not."""
@@ -78,14 +81,22 @@ def journal(*options: str) -> str:
 class Client:
     """A TLS connection through the proxy, verified by name."""
 
-    def __init__(self, name: str, address: str = "127.0.0.1") -> None:
-        context = ssl.create_default_context(cafile=str(HERE / "ca.pem"))
-        stream = socket.create_connection((address, 443), TIMEOUT)
+    def __init__(
+        self, name: str, address: str = "127.0.0.1", port: int = 443, trusted: str = "ca.pem"
+    ) -> None:
+        context = ssl.create_default_context(cafile=str(HERE / trusted))
+        stream = socket.create_connection((address, port), TIMEOUT)
         try:
+            self._name = name
             self._stream = context.wrap_socket(stream, server_hostname=name)
         except BaseException:
             stream.close()
             raise
+
+    def fetch(self, path: str) -> bytes:
+        """Ask a web server for a page, on the last connection that this is used for."""
+        self._stream.sendall(f"GET {path} HTTP/1.0\r\nHost: {self._name}\r\n\r\n".encode())
+        return b"".join(iter(lambda: self._stream.recv(10000), b"")).partition(b"\r\n\r\n")[2]
 
     def ask(self) -> str:
         """Send a line; give the title that comes back, "" at the end of the stream."""
@@ -198,12 +209,17 @@ def make_host(name: str, *options: str) -> pathlib.Path:
     return path
 
 
-def drop_in(example: str) -> None:
-    """Put one of the documented drop-ins into place."""
-    target = DROP_INS / example
-    target.parent.mkdir(exist_ok=True)
-    target.write_text((EXAMPLES / example).read_text())
-    run("systemctl", "daemon-reload")
+def documented(heading: str) -> list[str]:
+    """Give the indented blocks below a heading of the operations manual."""
+    manual = (HERE / "operations.md").read_text()
+    (section,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", manual, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, re.MULTILINE)
+    return [textwrap.dedent(block).lstrip("\n") for block in blocks]
+
+
+def follow(commands: str) -> str:
+    """Do what the manual says, all of it; give what was printed."""
+    return run("sh", "-euc", commands)
 
 
 def listening_inodes() -> list[str]:

@@ -14,6 +14,7 @@ from support import (
     BLOG,
     EXECUTABLE,
     SHOP,
+    TIMEOUT,
     Backend,
     Client,
     Load,
@@ -162,13 +163,16 @@ def test_bad_starts_do_not_close_the_port(blog: pathlib.Path) -> None:
     """Six in a row, while a client waits; it is served as soon as a start succeeds."""
     kept = EXECUTABLE.with_name("kept")
     shutil.copy2(EXECUTABLE, kept)
-    EXECUTABLE.write_text("no program\n")
-    with socket.create_connection(("127.0.0.1", 443)) as waiting:
+    try:
+        EXECUTABLE.write_text("no program\n")
+        waiting = socket.create_connection(("127.0.0.1", 443))
         waiting.sendall(b"no hello, just to be answered\n")
         eventually("six restarts", lambda: int(shown("NRestarts")) >= 6)
         assert shown("ActiveState", "sniproxy.socket") == "active"
+    finally:
         kept.replace(EXECUTABLE)
-        waiting.settimeout(60)
+    with waiting:
+        waiting.settimeout(TIMEOUT)
         assert waiting.recv(100)[:1] == b"\x15"
     assert ask(BLOG) == "the blog"
 

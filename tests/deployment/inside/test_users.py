@@ -11,10 +11,10 @@ from support import (
     SHOP,
     Backend,
     ask,
-    drop_in,
+    documented,
     eventually,
     fails,
-    make_host,
+    follow,
     run,
     shown,
 )
@@ -55,8 +55,8 @@ def test_a_group_adds_hosts(backend_at: Start, hosts: pathlib.Path) -> None:
 
 
 def test_no_user_takes_the_name_of_the_executable(backend_at: Start, hosts: pathlib.Path) -> None:
-    drop_in("sniproxy.service.d/users.conf")
-    hosts.chmod(0o1777)
+    (commands,) = documented("Everybody makes hosts")
+    follow(commands)
     run("mkdir", hosts / BLOG, hosts / "sniproxy", user="alice")
     backend_at(hosts / BLOG / "tls-socket", "alice's")
     assert ask(BLOG) == "alice's"
@@ -75,9 +75,10 @@ def test_the_mode_of_the_hosts_directory_is_the_administrator_s(hosts: pathlib.P
     assert hosts.stat().st_mode & 0o7777 == 0o1777
 
 
-def delegated(directory: pathlib.Path) -> None:
+def delegated(name: str) -> None:
     """Check that the proxy's user may connect and change nothing, and others nothing at all."""
-    assert ask(BLOG) == "alice's"
+    directory = HOSTS / name
+    assert ask(name) == "alice's"
     assert "ok" in run("sniproxy-check", "--user", "sniproxy", HOSTS)
     fails("touch", directory / "mine", user="sniproxy")
     fails("rm", "-f", directory / "tls-socket", user="sniproxy")
@@ -87,22 +88,23 @@ def delegated(directory: pathlib.Path) -> None:
 
 
 def test_delegation_by_group(backend_at: Start) -> None:
-    directory = make_host(BLOG, "--owner=alice", "--group=sniproxy", "--mode=2710")
-    backend_at(directory / "tls-socket", "alice's", umask="007")
-    delegated(directory)
+    follow(documented("You make hosts, users run them")[0])
+    backend_at(HOSTS / BLOG / "tls-socket", "alice's", umask="007")
+    delegated(BLOG)
 
 
 def test_delegation_by_acl(backend_at: Start) -> None:
-    directory = make_host(BLOG, "--owner=alice", "--group=alice", "--mode=700")
-    run("setfacl", "-m", "u:sniproxy:x", directory)
-    run("setfacl", "-d", "-m", "u:sniproxy:rw", directory)
-    backend_at(directory / "tls-socket", "alice's", umask="007")
-    delegated(directory)
+    follow(documented("You make hosts, users run them")[1])
+    backend_at(HOSTS / SHOP / "tls-socket", "alice's", umask="007")
+    delegated(SHOP)
 
 
 def test_check_says_what_a_umask_has_taken(backend_at: Start) -> None:
-    directory = make_host(BLOG, "--owner=alice", "--group=sniproxy", "--mode=2710")
-    backend_at(directory / "tls-socket", "alice's", umask="027")
-    with pytest.raises(OSError, match=r"UNRECOGNIZED_NAME|unrecognized name"):
-        ask(BLOG)
-    assert "permission denied" in fails("sniproxy-check", "--user", "sniproxy", HOSTS)
+    for recipe in documented("You make hosts, users run them"):
+        follow(recipe)
+    for name in (BLOG, SHOP):
+        backend_at(HOSTS / name / "tls-socket", "alice's", umask="022")
+        with pytest.raises(OSError, match=r"UNRECOGNIZED_NAME|unrecognized name"):
+            ask(name)
+    findings = fails("sniproxy-check", "--user", "sniproxy", HOSTS)
+    assert findings.count("permission denied") == 2

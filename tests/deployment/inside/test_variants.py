@@ -4,7 +4,18 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
-from support import BLOG, Backend, Load, ask, drop_in, listening_inodes, make_host, run, shown
+from support import (
+    BLOG,
+    Backend,
+    Load,
+    ask,
+    documented,
+    follow,
+    listening_inodes,
+    make_host,
+    run,
+    shown,
+)
 
 pytestmark = pytest.mark.usefixtures("proxy")
 
@@ -12,10 +23,8 @@ pytestmark = pytest.mark.usefixtures("proxy")
 @pytest.fixture
 def several(proxy: None, backend_at: Callable[..., Backend]) -> pathlib.Path:
     """Two sockets and Type=notify, as documented."""
-    run("systemctl", "stop", "sniproxy.socket", "sniproxy.service")
-    drop_in("sniproxy.socket.d/addresses.conf")
-    drop_in("sniproxy.service.d/notify.conf")
-    run("systemctl", "start", "sniproxy.socket")
+    (commands,) = documented("Several addresses")
+    follow(commands)
     directory = make_host(BLOG)
     backend_at(directory / "tls-socket", "the blog")
     return directory
