@@ -20,6 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="attack at full size and length: make test-faults FULL=1",
     )
+    parser.addoption(
+        "--update-tables", action="store_true", help="write the tables of docs/ that tests make"
+    )
 
 
 @pytest.fixture
