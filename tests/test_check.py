@@ -108,6 +108,9 @@ def test_links(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
         (hosts / "through.example").symlink_to("deep/host")
         (hosts / "middle").symlink_to(hosts / "deep")
         (hosts / "late.example").symlink_to("middle/host")
+        # A link that lies deeper than what leads there.
+        (hosts / "deep" / "absolute").symlink_to(hosts / "deep" / "host")
+        (hosts / "nested.example").symlink_to("deep/../deep/absolute")
         (hosts / "outside.example").symlink_to(f"../{hosts.name}/../elsewhere")
         (hosts / "swap.example").mkdir()
         (hosts / "swap.example" / "tls-socket").symlink_to("gone.sock")
@@ -119,6 +122,9 @@ def test_links(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["late.example"]["accepts"]
     assert found["late.example"]["problems"] == [
         "middle is an absolute link: it leads elsewhere inside a chroot, use deep"
+    ]
+    assert found["nested.example"]["problems"] == [
+        "deep/absolute is an absolute link: it leads elsewhere inside a chroot, use host"
     ]
     notes = found["outside.example"]["notes"]
     assert notes == [f"a link leads out of the hosts directory: {hosts.parent}/elsewhere"]

@@ -2,7 +2,10 @@
 
 import os
 import pathlib
+import re
 import socket
+import termios
+import tty
 
 import pytest
 
@@ -19,6 +22,7 @@ from sniproxy.proxy.log import (
     is_journal,
     sink_of,
 )
+from tests.processes import in_child
 
 
 def test_fields_are_one_word() -> None:
@@ -45,10 +49,14 @@ def test_form_and_levels(tmp_path: pathlib.Path) -> None:
     assert lines[2].endswith(b"x\n")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_full_destination_drops_and_counts(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+@pytest.mark.parametrize("size", [50, 3900])
+def test_a_full_destination_drops_and_counts(kind: str, size: int) -> None:
     if kind == "pipe":
         read, write = os.pipe()
+    elif kind == "terminal":
+        read, write = os.openpty()
+        tty.setraw(write)
     else:
         one, other = socket.socketpair()
         read, write = one.detach(), other.detach()
@@ -56,7 +64,7 @@ def test_a_full_destination_drops_and_counts(kind: str) -> None:
     called: list[int] = []
     log.on_backlog = lambda: called.append(1)
     for _ in range(20_000):
-        log.info("filler", text="x" * 50)
+        log.info("filler", text="x" * size)
     assert called
     assert log.dropped > 0
     data = b""
@@ -66,8 +74,56 @@ def test_a_full_destination_drops_and_counts(kind: str) -> None:
     written = data.count(b"event=filler")
     assert written >= MAX_BACKLOG
     assert f"event=log_lines_dropped count={20_000 - written}\n".encode() in data
-    assert all(line.endswith(b"x" * 50) for line in data.splitlines() if b"filler" in line)
+    assert all(
+        line.endswith(b"text=" + b"x" * size) for line in data.splitlines() if b"filler" in line
+    )
     log.close()
+    os.close(read)
+    os.close(write)
+
+
+def test_a_stopped_terminal_goes_on_where_it_was() -> None:
+    """Ctrl-S and Ctrl-Q: lines wait meanwhile, and none is torn."""
+    read, write = os.openpty()
+    tty.setraw(write)
+    log = Log(sink_of(write))
+    flags = os.get_blocking(write)
+    termios.tcflow(write, termios.TCOOFF)
+    for number in range(20):
+        log.info("filler", number=number, text="x" * 300)
+    assert log.flush()
+    termios.tcflow(write, termios.TCOON)
+    assert not log.flush()
+    data = b""
+    while data.count(b"\n") < 20:
+        data += os.read(read, 1 << 20)
+    assert re.findall(rb"number=(\d+) text=x{300}\n", data) == [b"%d" % one for one in range(20)]
+    # What others write to it is written as ever.
+    assert os.get_blocking(write) == flags
+    log.close()
+    os.close(read)
+    os.close(write)
+
+
+def test_a_terminal_that_can_t_be_opened_anew(tmp_path: pathlib.Path) -> None:
+    """In a jail: nothing else that is called like it is taken for it."""
+    read, write = os.openpty()
+    tty.setraw(write)
+    name = os.ttyname(write)
+
+    def work() -> None:
+        place = tmp_path / name.lstrip("/")
+        place.parent.mkdir(parents=True)
+        place.touch()
+        os.chroot(tmp_path)
+        log = Log(sink_of(write))
+        log.info("here")
+        log.close()
+        assert os.stat(name).st_size == 0
+
+    if os.geteuid() == 0:
+        in_child(work)
+        assert os.read(read, 999).endswith(b"event=here\n")
     os.close(read)
     os.close(write)
 

@@ -15,7 +15,7 @@ from sniproxy.proxy.relay import (
     HALF_CLOSED_IDLE,
     MAX_PIPES,
     PIPE_SIZE,
-    ClientEnd,
+    End,
     Pipe,
     Pipes,
     Relay,
@@ -45,7 +45,7 @@ class Pair:
         self.ours = [client, backend]
         self.joined = self.relay.join(client, backend, "record", watched=False)
 
-    def _ended(self, end: ClientEnd, how: str, down: int, sending: bool) -> None:
+    def _ended(self, end: End, how: str, down: int, sending: bool) -> None:
         assert self.end is None
         assert end.record == "record"
         self.end = (how, end.moved, down, sending)

@@ -5,6 +5,7 @@ something to a file system (no ``/``, no NUL, no ``.`` or ``..`` as a component)
 spelling, so that the file system's own uniqueness is the uniqueness of host names.
 """
 
+import functools
 import re
 
 MAX_LENGTH = 254
@@ -17,6 +18,7 @@ the directory entry of such a name still fits NAME_MAX (255)."""
 _HOST_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*(?:\.[A-Za-z0-9][A-Za-z0-9-]*)*")
 
 
+@functools.lru_cache(maxsize=1024)  # most connections ask for the names of a few others
 def canonical(name: bytes) -> str | None:
     """Give the one spelling of ``name`` that is looked up, or None if it is no host name."""
     if len(name) > MAX_LENGTH or _HOST_NAME.fullmatch(name) is None:

@@ -25,7 +25,7 @@ from sniproxy.parser.alert import Alert, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser
 from sniproxy.proxy.log import Log
 from sniproxy.proxy.poller import ERROR, Poller
-from sniproxy.proxy.relay import BUFFER_SIZE, ClientEnd, Relay
+from sniproxy.proxy.relay import BUFFER_SIZE, End, Relay
 from sniproxy.proxy.sweep import Countdown, Later, Sweep
 from sniproxy.resolver import proxy_header
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, Hosts, refusal
@@ -184,7 +184,7 @@ class Connections:
         totals = self.totals
         up, down = totals.up, totals.down
         for watcher in self.poller.watchers():
-            if isinstance(watcher, ClientEnd):
+            if isinstance(watcher, End) and watcher.of_client:
                 up += watcher.moved
                 down += watcher.peer.moved
         refused = {f"refused_{reason}": count for reason, count in sorted(totals.refused.items())}
@@ -205,7 +205,7 @@ class Connections:
                 watcher.end("stopped")
             elif isinstance(watcher, Farewell):
                 watcher.close()
-            elif isinstance(watcher, ClientEnd):
+            elif isinstance(watcher, End) and watcher.of_client:
                 self.relay.end(watcher, "stopped")
             else:
                 continue
@@ -219,7 +219,7 @@ class Connections:
         if not totals.open:
             self.idle()
 
-    def _relayed(self, end: ClientEnd, how: str, down: int, sending: bool) -> None:
+    def _relayed(self, end: End, how: str, down: int, sending: bool) -> None:
         """Close the client's socket of a relayed connection: ``Relay``'s ``ended``."""
         self.totals.up += end.moved
         self.totals.down += down

@@ -3,7 +3,7 @@
 Writing a line never raises, never blocks and never kills. Each kind of destination has its own
 way of not blocking, since O_NONBLOCK can't be set on a description that others share: a socket
 (the journal's stream) takes MSG_DONTWAIT, a pipe takes a non-blocking splice(2), a terminal is
-asked by poll(2) first, a file never blocks. What does not fit waits in a bounded backlog; beyond
+opened anew, a file never blocks. What does not fit waits in a bounded backlog; beyond
 that, lines are dropped and counted.
 """
 
@@ -108,22 +108,45 @@ class PipeSink:
 
 
 class TerminalSink:
-    """A terminal, which somebody may have stopped with Ctrl-S."""
+    """A terminal, which somebody may have stopped with Ctrl-S, or not read for long.
+
+    It is opened anew, so that O_NONBLOCK is ours alone. Where that is not possible, as in a jail
+    without /dev, poll(2) is asked first, which knows whether there is room, but not how much.
+    """
 
     batch = MAX_BACKLOG
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._own = _opened_anew(fd)
+        self._fd = fd if self._own is None else self._own
+        self._rest = b""
         self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
+        self._poll.register(self._fd, select.POLLOUT)
 
     def write(self, lines: bytes) -> None:
         if not self._poll.poll(0):
             raise BlockingIOError(errno.EAGAIN, "the terminal is stopped")
-        os.write(self._fd, lines)
+        if self._rest:
+            self._rest = self._rest[os.write(self._fd, self._rest) :]
+            if self._rest:
+                raise BlockingIOError(errno.EAGAIN, "the terminal is slow")
+        self._rest = lines[os.write(self._fd, lines) :]
 
     def close(self) -> None:
-        pass
+        if self._own is not None:
+            os.close(self._own)
+
+
+def _opened_anew(terminal: int) -> int | None:
+    """Open a terminal's device for us alone, non-blocking; None where it is not to be had.
+
+    ttyname(3) compares the device: in a jail, what is called like it may be anybody's file.
+    """
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(os.ttyname(terminal), flags)
+    except OSError:
+        return None
 
 
 class FileSink:

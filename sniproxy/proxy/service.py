@@ -55,32 +55,45 @@ def serve(environment: MutableMapping[str, str]) -> None:
         log.warning("bad_setting", problem=complaint)
     limit = _raise_descriptor_limit()
     count = wanted.workers or _workers(hosts)
-    log.info(
-        "start",
-        version=__version__,
-        flavour="hashed" if flavour.HASHED else "plain",
-        pid=os.getpid(),
-        workers=count,
-        listen=",".join(_address(one) for one in listening),
-        descriptors=limit,
-    )
+    addresses = ",".join(_address(one) for one in listening)
 
-    def tell(state: str) -> None:
-        notify(state, environment)
+    def log_start() -> None:
+        """Tell that a signal is now taken as we promise."""
+        log.info(
+            "start",
+            version=__version__,
+            flavour="hashed" if flavour.HASHED else "plain",
+            pid=os.getpid(),
+            workers=count,
+            listen=addresses,
+            descriptors=limit,
+        )
 
-    if count == 1:
-        _alone(Server(listening, hosts, log, log.info), log, tell)
-        return
+    def ready() -> None:
+        notify("READY=1", environment)
 
     def stopping() -> None:
-        tell("STOPPING=1")
+        notify("STOPPING=1", environment)
+
+    if count == 1:
+        server = Server(listening, hosts, log, log.info)
+        _handle_signals(server, log, stopping)
+        log_start()
+        ready()
+        _run_alone(server)
+        return
+
+    def close_listening() -> None:
+        stopping()
         for one in listening:
             one.close()
 
     # What was made up to now is shared by all workers, as long as nobody looks for garbage in it.
     gc.collect()
     gc.freeze()
-    channel = Supervisor(count, log, lambda: tell("READY=1"), stopping).run()
+    first = Supervisor(count, log, ready, close_listening)
+    log_start()
+    channel = first.run()
     if channel is not None:
         _work(channel, listening, hosts, open_log(), count)
 
@@ -94,22 +107,25 @@ def _workers(hosts: Hosts) -> int:
     return processors.usable()
 
 
-def _alone(server: Server, log: logs.Log, tell: Callable[[str], None]) -> None:
-    """Serve in this process, the only one."""
+def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None]) -> None:
+    """Have the only process act on signals."""
     loop = server.loop
 
     def stop(number: signal.Signals) -> None:
         if server.stopping:
             server.stop_now(number.name)
             return
-        tell("STOPPING=1")
+        stopping()
         server.stop(number.name)
 
     for number in (signal.SIGHUP, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGINT, server.stop_now, signal.SIGINT.name)
     loop.add_signal_handler(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
-    tell("READY=1")
+
+
+def _run_alone(server: Server) -> None:
+    """Serve in the only process."""
     try:
         server.run()
     finally:

@@ -91,16 +91,17 @@ class Supervisor:
         self._refusals = Sweep(self._loop.call_later, REFUSALS_REPORT, self._report_refusals)
         self._stopping = False
         self._over = False
-
-    def run(self) -> Channel | None:
-        """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
-        there signals are ignored and nothing of the supervisor is left but the log."""
+        # From here on signals wait for ``run``.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for number in (signal.SIGHUP, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._stop, number)
         self._loop.add_signal_handler(signal.SIGINT, self._stop_now, signal.SIGINT)
         self._loop.add_signal_handler(signal.SIGUSR1, self._ask_for_sums)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def run(self) -> Channel | None:
+        """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
+        there signals are ignored and nothing of the supervisor is left but the log."""
         while not self._over:
             while self._to_fork and not self._stopping:
                 channel = self._fork(self._to_fork.pop(0))

@@ -5,6 +5,7 @@ that shows no name to who reads the hosts directory; only this module knows the 
 """
 
 import base64
+import functools
 import hashlib
 
 from sniproxy import flavour
@@ -14,6 +15,7 @@ SEND_PROXY_V1 = "send-proxy-v1"
 SEND_PROXY_V2 = "send-proxy-v2"
 
 
+@functools.lru_cache(maxsize=1024)  # most connections ask for the names of a few others
 def hashed(host: str) -> str:
     """Hash a canonical host name: BLAKE2s-256 (RFC 7693) in unpadded URL-safe base64 (RFC 4648
     section 5), always 43 characters."""

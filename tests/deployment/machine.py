@@ -31,7 +31,7 @@ FILES = (
 )
 """The order in which they run: the last one removes the package."""
 
-TIMEOUT = 400
+TIMEOUT = 600
 """Seconds for the whole life of a container."""
 
 _INCLUDED = (
@@ -47,7 +47,7 @@ Description=the tests
 Type=oneshot
 WorkingDirectory=/opt/inside
 Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-ExecStart=python3 -m pytest -p no:cacheprovider -v --timeout=90 --junitxml=report.xml {files}
+ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout=90 --junitxml=report.xml {files}
 ExecStopPost=systemctl exit 0 --force
 StandardOutput=file:/opt/inside/output
 StandardError=inherit

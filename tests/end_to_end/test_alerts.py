@@ -81,6 +81,7 @@ def test_permission_denied(start: Callable[..., Proxy], backend_of: Callable[...
     assert proxy.ask(hello("closed.example")) == alert(112)
 
 
+@pytest.mark.parametrize("workers", ["1"], indirect=True)
 def test_too_slow_and_full_queue(proxy: Proxy, backend_of: Callable[..., Backend]) -> None:
     """Two things that take ten seconds, at once."""
     backend = backend_of(proxy.directory("full.example"), backlog=0)

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from sniproxy.proxy.poller import Poller
-from sniproxy.proxy.relay import BULK, HALF_CLOSED_IDLE, PIPE_SIZE, ClientEnd, Relay
+from sniproxy.proxy.relay import BULK, HALF_CLOSED_IDLE, PIPE_SIZE, End, Relay
 from tests.end_to_end.harness import reset
 
 PERIOD = 65_521
@@ -157,7 +157,7 @@ class RelayMachine(RuleBasedStateMachine):
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         self.timers.append((self.now + seconds, call))
 
-    def ended(self, end: ClientEnd, how: str, down: int, sending: bool) -> None:
+    def ended(self, end: End, how: str, down: int, sending: bool) -> None:
         """Take over the client's socket as ``Connections`` does, with no limit to its patience."""
         connection = end.record
         assert isinstance(connection, Connection)
@@ -303,8 +303,8 @@ class RelayMachine(RuleBasedStateMachine):
     def moved(self) -> int:
         return sum(one.moved + one.peer.moved for one in self.live())
 
-    def live(self) -> list[ClientEnd]:
-        return [one for one in self.poller.watchers() if isinstance(one, ClientEnd)]
+    def live(self) -> list[End]:
+        return [one for one in self.poller.watchers() if isinstance(one, End) and one.of_client]
 
     def compare(self, connection: Connection) -> None:
         client, backend = connection.ends()
