@@ -2,11 +2,18 @@
 
 import os
 import pathlib
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.plane import Plane
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be interrupted: a job in the background ignores that, and
+    they would inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
