@@ -47,7 +47,8 @@ Description=the tests
 Type=oneshot
 WorkingDirectory=/opt/inside
 Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout=90 --junitxml=report.xml {files}
+ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout=90 \\
+  --junitxml=report.xml {files}
 ExecStopPost=systemctl exit 0 --force
 StandardOutput=file:/opt/inside/output
 StandardError=inherit
@@ -89,9 +90,8 @@ def boot(release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path])
         shutil.copyfile(package, inside / f"{name}.deb")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(inside / "ca.pem"))
-    authority.issue_cert(
-        "*.promise.example", "localhost"
-    ).private_key_and_cert_chain_pem.write_to_path(str(inside / "server.pem"))
+    certificate = authority.issue_cert("*.promise.example", "localhost")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(inside / "server.pem"))
     units = root / "etc" / "systemd" / "system"
     (units / "tests.service").write_text(_UNIT.format(files=" ".join(FILES)))
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
