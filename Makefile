@@ -6,6 +6,9 @@ ONCE ?=
 PYTEST ?=
 BENCH ?=
 HASHED ?=
+SECONDS ?= 45
+FULL ?=
+SNIPROXY ?=
 FLAVOURS = $(CURDIR)/dist/sniproxy $(CURDIR)/dist/sniproxy-hashed
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -14,6 +17,7 @@ DESTDIR ?=
 .PHONY: help run test lint bench clean
 .PHONY: executable test-executable reproducible train dist
 .PHONY: install uninstall deb test-deployment
+.PHONY: fuzz test-faults test-peers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -41,6 +45,16 @@ train: python ## Take the interpreter's profile anew, for this machine's archite
 
 dist: python ## Make the archives for everybody, their bills of materials and SHA256SUMS
 	$(PYTHON) launcher/archives.py
+
+fuzz: $(VENV)/.fuzz ## Fuzz what takes bytes from outside (SECONDS=600: for longer; FUZZ=--update: keep)
+	$(BIN)/python -m tests.fuzz.fuzz --seconds $(SECONDS) $(FUZZ)
+
+test-faults: $(VENV)/.test ## Attack it (FULL=1: full size, half an hour; SNIPROXY=dist/sniproxy: that one)
+	$(BIN)/python -m pytest tests/faults $(if $(FULL),--full --timeout=900 -s) \
+	  $(if $(SNIPROXY),--sniproxy=$(abspath $(SNIPROXY))) $(PYTEST)
+
+test-peers: $(VENV)/.test ## Try every client with every server through it (PYTEST=--update-tables: docs)
+	$(BIN)/python -m pytest tests/peers $(PYTEST)
 
 lint: $(VENV)/.lint ## Check style and types, and the workflows
 	$(BIN)/ruff check .

@@ -170,7 +170,7 @@ def test_traps_in_a_host_directory(start: Start, serve: Serve, tmp_path: pathlib
 
 
 def mount_of_somebody(where: pathlib.Path) -> None:
-    """Mount a file system whose owner never answers, as any user may by FUSE."""
+    """Mount a file system of another user's, who does not answer, as any user may by FUSE."""
     own_mounts()
     fd = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={fd},rootmode=40000,user_id={INTRUDER},group_id={INTRUDER}".encode()
@@ -178,8 +178,6 @@ def mount_of_somebody(where: pathlib.Path) -> None:
     # MS_NOSUID and MS_NODEV, as fusermount has it.
     if libc.mount(b"nothing", os.fsencode(where), b"fuse", 2 | 4, options):
         raise OSError(ctypes.get_errno(), "mount")
-    os.set_inheritable(fd, True)
-    os.dup2(fd, 9)
 
 
 @needs_root
