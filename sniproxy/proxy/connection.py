@@ -142,11 +142,14 @@ class Connections:
         return True
 
     def keep(self, size: int) -> None:
-        """Count ``size`` more bytes of undecided hellos, fewer if negative; end the oldest ones
-        while there are too many."""
+        """Count ``size`` more bytes of undecided hellos; end the oldest of too many."""
         self._kept += size
         while self._kept > MAX_KEPT and self.evict_oldest():
             pass
+
+    def release(self, size: int) -> None:
+        """Count ``size`` fewer bytes of undecided hellos."""
+        self._kept -= size
 
     def wait(self, arrival: "Arrival") -> None:
         """Start an undecided arrival's time."""
@@ -339,11 +342,13 @@ class Arrival:
 
     def _settle(self) -> None:
         """Note that the hello is no longer waited for."""
-        if self._parser is not None and self._received:
-            self._connections.keep(-len(self._received))
+        if self._parser is None:
+            return
         self._parser = None
         if self._watched:
             self._connections.undecided.stop(self)
+        if self._received:
+            self._connections.release(len(self._received))
 
     # The backend.
 
@@ -360,6 +365,8 @@ class Arrival:
                 break
             except OSError as error:
                 exhausted = error.errno in DESCRIPTORS_EXHAUSTED
+                # Out of the shared buffer: to end another client is to read what it still sends.
+                received = bytearray(received)
                 if exhausted and connections.evict_oldest():
                     continue
                 if exhausted or isinstance(error, BlockingIOError):
@@ -369,7 +376,7 @@ class Arrival:
                 return
         self._forward(backend, directory, received)
 
-    def _wait_for_room(self, received: bytearray | memoryview, error: OSError) -> None:
+    def _wait_for_room(self, received: bytearray, error: OSError) -> None:
         """Try again a little later, for as long as the connection may wait at all.
 
         A full accept queue answers EAGAIN, connect(2), and no event tells when it has room.
@@ -378,8 +385,7 @@ class Arrival:
         if connections.clock() >= self.accepted_at + PATIENCE:
             self._not_reached(error)
             return
-        if received is not self._received:
-            self._received = bytearray(received)
+        self._received = received
         self._watch()
         connections.later(self._pause, self._retry)
         self._pause = min(2 * self._pause, _LONGEST_RETRY)

@@ -267,11 +267,11 @@ class End:
             peer = self.peer
             if peer.unsent is not None or peer.pipe is not None:
                 peer.flush()
-        if self.reading:
-            if mask & ~WRITE:
-                self.pump(mask & HANG_UP != 0)
+        if self.reading and mask & ~WRITE:
+            self.pump(mask & HANG_UP != 0)
+        # No read tells of an error that came with the end of the stream, or while we don't read.
         # An event may be stale; the socket itself knows.
-        elif mask & ERROR and self.ended != OVER and self.socket.getsockopt(SOL_SOCKET, SO_ERROR):
+        if mask & ERROR and self.ended != OVER and self.socket.getsockopt(SOL_SOCKET, SO_ERROR):
             self.failed()
 
     def resume(self) -> None:
@@ -435,9 +435,13 @@ class End:
     def sever(self) -> None:
         """Give this direction up: the peer takes nothing any more.
 
-        What the peer wrote before it went away is still passed on, up to its end.
+        What a backend wrote before it went away is still passed on, up to its end. Without a
+        client there is nobody to deliver to, and no further event tells that it has gone.
         """
         peer = self.peer
+        if peer.of_client:
+            peer.broken()
+            return
         self.reading = False
         self.ended = SEVERED
         self.unsent = None

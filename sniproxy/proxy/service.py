@@ -5,6 +5,7 @@ standard error, the working directory. One process serves by itself; of several 
 the supervisor and each of the others, forked from it, a worker.
 """
 
+import functools
 import gc
 import os
 import resource
@@ -24,6 +25,7 @@ from sniproxy.proxy.inherited import (
 from sniproxy.proxy.notify import notify
 from sniproxy.proxy.server import Server
 from sniproxy.proxy.settings import settings
+from sniproxy.proxy.signals import SIGNALS, at_signal
 from sniproxy.proxy.supervisor import Supervisor
 from sniproxy.resolver.hosts import Hosts
 
@@ -119,9 +121,9 @@ def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None])
         server.stop(number.name)
 
     for number in (signal.SIGHUP, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGINT, server.stop_now, signal.SIGINT.name)
-    loop.add_signal_handler(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+        at_signal(loop, number, functools.partial(stop, number))
+    at_signal(loop, signal.SIGINT, lambda: server.stop_now(signal.SIGINT.name))
+    at_signal(loop, signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
 
 
 def _run_alone(server: Server) -> None:
@@ -130,7 +132,7 @@ def _run_alone(server: Server) -> None:
         server.run()
     finally:
         # One more signal must not find the loop half closed: it would print a traceback.
-        signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         server.close()
 
 

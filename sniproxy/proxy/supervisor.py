@@ -10,6 +10,7 @@ without a loop of its parent's on its stack.
 """
 
 import asyncio
+import functools
 import os
 import selectors
 import signal
@@ -21,13 +22,12 @@ from sniproxy.proxy.channel import Channel, Fields
 from sniproxy.proxy.connection import REFUSALS_REPORT
 from sniproxy.proxy.log import Log
 from sniproxy.proxy.server import DRAIN, FLUSH
+from sniproxy.proxy.signals import SIGNALS, at_signal
 from sniproxy.proxy.sweep import Sweep
 
 READY, STOP, STOP_NOW, SUMS = "ready", "stop", "stop_now", "totals"
 """Messages: the first from a worker, the others to it. Whatever else a worker sends is an event for
 the log, as are its answers to STOP and SUMS, which have the same names."""
-
-SIGNALS = frozenset({signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD})
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -94,10 +94,10 @@ class Supervisor:
         # From here on signals wait for ``run``.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for number in (signal.SIGHUP, signal.SIGTERM):
-            self._loop.add_signal_handler(number, self._stop, number)
-        self._loop.add_signal_handler(signal.SIGINT, self._stop_now, signal.SIGINT)
-        self._loop.add_signal_handler(signal.SIGUSR1, self._ask_for_sums)
-        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+            at_signal(self._loop, number, functools.partial(self._stop, number))
+        at_signal(self._loop, signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
+        at_signal(self._loop, signal.SIGUSR1, self._ask_for_sums)
+        at_signal(self._loop, signal.SIGCHLD, self._reap)
 
     def run(self) -> Channel | None:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;

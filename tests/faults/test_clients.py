@@ -114,7 +114,6 @@ def test_clients_reset_at_any_point(unharmed: Start) -> None:
         reset(client)
 
 
-@pytest.mark.xfail(strict=True, reason="an error that comes with the end of the stream is not seen")
 def test_a_reset_after_a_half_close_ends_both_directions(
     proxy: Proxy, backend_of: Callable[..., object]
 ) -> None:
@@ -149,10 +148,6 @@ def stuff(client: socket.socket) -> None:
     assert sent < 1 << 27
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the error of a client that was reset is consumed by the send that it makes fail",
-)
 def test_clients_that_never_read(start: Start, serve: Callable[..., Backend]) -> None:
     """Each may hold what fits its buffers, the others are served, and leaving frees all of it."""
     proxy = start()
@@ -252,9 +247,6 @@ def test_the_largest_hellos_are_bounded(unharmed: Start) -> None:
     print(f"figures: {len(wire)} bytes of an undecided hello cost {held // count} bytes of memory")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the client that is ended is still the oldest, and is ended over again"
-)
 @pytest.mark.parametrize("workers", ["1"], indirect=True)
 def test_undecided_hellos_are_bounded_together(proxy: Proxy) -> None:
     """Many small ones are the oldest, then large ones go over the limit: each that has to make

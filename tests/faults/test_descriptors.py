@@ -66,18 +66,7 @@ def test_refused_clients_that_stay_hold_nothing_for_long(unharmed: Callable[...,
 
 
 @pytest.mark.parametrize("workers", ["1"], indirect=True)
-@pytest.mark.parametrize(
-    "pending",
-    [
-        b"",
-        pytest.param(
-            b"\xee" * 3000,
-            marks=pytest.mark.xfail(
-                strict=True, reason="the evicted client's bytes are read into the shared buffer"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("pending", [b"", b"\xee" * 3000])
 def test_an_evicted_client_writes_into_nobody_elses_hello(
     unharmed: Callable[..., Proxy], backend_of: Callable[..., object], pending: bytes
 ) -> None:

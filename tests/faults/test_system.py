@@ -243,10 +243,6 @@ def test_a_storm_of_hang_ups(start: Start, serve: Serve) -> None:
         ask(proxy)
 
 
-@pytest.mark.xfail(
-    reason="Python itself complains of a full wake-up descriptor, on standard error",
-    strict=False,  # a race: not every storm fills it
-)
 def test_a_storm_of_questions(start: Start, serve: Serve) -> None:
     """SIGUSR1 as fast as it can be sent: it is answered, and everybody is served all the same."""
     proxy = start()
