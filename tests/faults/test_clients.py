@@ -280,12 +280,12 @@ def test_undecided_hellos_are_bounded_together(proxy: Proxy) -> None:
 
 def test_random_bytes(unharmed: Start) -> None:
     proxy = unharmed()
-    for round_ in range(200):
-        start = HELLO[: round_ % len(HELLO)]
+    alerts = {b"\x15\3\3\0\2\2" + bytes([code]) for code in (10, 22, 50, 112)}
+    for number in range(200):
+        start = HELLO[: number % len(HELLO)]
         answer = proxy.ask(start + os.urandom(400), end=True)
-        assert answer in {b"\x15\3\3\0\2\2" + bytes([code]) for code in (10, 22, 50, 80, 112)} | {
-            SERVED
-        }, answer
+        # The name may have been complete by chance, or by its start alone.
+        assert answer in alerts or answer.startswith(SERVED), answer
 
 
 def test_urgent_data_stops_nothing(proxy: Proxy, backend_of: Callable[..., object]) -> None:
