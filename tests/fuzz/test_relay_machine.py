@@ -315,7 +315,7 @@ class RelayMachine(RuleBasedStateMachine):
         if how == "closed" and not client.closed and not backend.closed:
             assert (up, down) == (client.sent, backend.sent)
         assert how in {None, "closed", "idle", "reset_by_client", "reset_by_backend"}
-        if connection.reset and not client.half_closed:
+        if connection.reset:
             assert how is not None
         if how == "idle":
             assert connection.waited
