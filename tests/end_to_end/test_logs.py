@@ -200,7 +200,10 @@ def test_syslog_where_standard_error_is_the_socket(
         lines = []
         while not lines or "event=exit" not in lines[-1]:
             lines.append(syslog.recv(9999).decode())
-    assert [events(line)[0] for line in lines] == ["start", "connection", "stop", "exit"]
+    first, *between, last = [events(line)[0] for line in lines]
+    assert (first, last) == ("start", "exit")
+    # The client may see the end of its connection before the proxy has closed it.
+    assert sorted(between) == ["connection", "stop"]
     for line in lines:
         assert re.match(r"<30>sniproxy\[\d+\]: event=", line)
     assert proxy.log == ""
