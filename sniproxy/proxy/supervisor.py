@@ -124,12 +124,15 @@ class Supervisor:
 
     def _fork(self, number: int) -> Channel | None:
         """Start worker ``number``; give its channel in it."""
-        ours, theirs = Channel.pair()
         try:
-            pid = os.fork()
+            ours, theirs = Channel.pair()
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
         except OSError as error:
-            ours.close()
-            theirs.close()
             self._log.error("no_worker", worker=number, error=error.strerror or error)
             self._fork_later(number)
             return None
@@ -177,13 +180,12 @@ class Supervisor:
         if not self._stopping or code:
             if time.monotonic() - worker.started > LONGEST_PAUSE:
                 self._pauses[worker.number] = FIRST_PAUSE
-            how = signal.Signals(-code).name if code < 0 else f"status_{code}"
             again = "never" if self._stopping else self._pauses[worker.number]
             self._log.error(
                 "worker_died",
                 worker=worker.number,
                 pid=worker.pid,
-                how=how,
+                how=_how(code),
                 again_in_seconds=again,
             )
         for event in self._questions.keys() - {READY}:
@@ -293,6 +295,16 @@ class Supervisor:
         self._log.error(
             "unexpected_error", type=type(error).__name__, error=error or context.get("message")
         )
+
+
+def _how(code: int) -> str:
+    """Say how a process ended: its status, or if negative the signal, as subprocess has them."""
+    if code >= 0:
+        return f"status_{code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal_{-code}"  # a real-time signal, most of which have no name
 
 
 def _add(sum_: Fields, fields: Fields) -> None:

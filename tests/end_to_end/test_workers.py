@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -138,6 +139,22 @@ def test_a_killed_worker_takes_only_its_own(start: Start, backend_of: Make) -> N
     assert victim not in children(proxy.process.pid)
     for _ in range(20):
         serves(proxy, backend)
+
+
+def test_a_worker_that_cannot_be_made_is_made_later(start: Start, backend_of: Make) -> None:
+    """Without a descriptor for its channel: the others go on, and so does the supervisor."""
+    proxy = start()
+    backend = backend_of(proxy.directory("a.example"))
+    serves(proxy, backend)
+    wait_until(lambda: len(children(proxy.process.pid)) == 2)
+    _, hard = before = resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE, (3, hard))
+    os.kill(children(proxy.process.pid)[0], signal.SIGKILL)
+    wait_for(proxy, "event=no_worker")
+    serves(proxy, backend)
+    resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE, before)
+    wait_until(lambda: len(children(proxy.process.pid)) == 2)
+    serves(proxy, backend)
 
 
 def test_workers_end_when_the_supervisor_is_gone(start: Start, backend_of: Make) -> None:
