@@ -79,7 +79,7 @@ def serves(proxy: Proxy, backend: Backend) -> None:
 def test_as_many_as_asked_for(start: Start, backend_of: Make) -> None:
     proxy = start()
     serves(proxy, backend_of(proxy.directory("a.example")))
-    assert len(children(proxy.process.pid)) == 2
+    wait_until(lambda: len(children(proxy.process.pid)) == 2)
     assert "workers=2" in proxy.log
 
 
@@ -161,6 +161,7 @@ def test_workers_end_when_the_supervisor_is_gone(start: Start, backend_of: Make)
     proxy = start()
     backend = backend_of(proxy.directory("a.example"))
     client, stream = relayed(proxy, backend)
+    wait_until(lambda: len(children(proxy.process.pid)) == 2)
     workers = children(proxy.process.pid)
     proxy.process.kill()
     proxy.process.wait(TIMEOUT)
