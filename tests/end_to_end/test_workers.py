@@ -88,7 +88,7 @@ def test_as_many_as_cpus(start: Start, backend_of: Make) -> None:
     serves(proxy, backend_of(proxy.directory("a.example")))
     count = int(re.findall(r"workers=(\d+)", proxy.log)[0])
     assert 1 <= count <= len(os.sched_getaffinity(0))
-    assert len(children(proxy.process.pid)) == (count if count > 1 else 0)
+    wait_until(lambda: len(children(proxy.process.pid)) == (count if count > 1 else 0))
 
 
 def test_a_bad_number_is_a_warning(start: Start, backend_of: Make) -> None:
