@@ -9,11 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.deployment.machine import REPOSITORY, Report, boot, why_not
+from tests.deployment.machine import MACHINES, REPOSITORY, Report, boot, choose
 
 RELEASES = ("bookworm", "trixie")
 
 collect_ignore = ["inside"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--machine",
+        choices=MACHINES,
+        help="what boots the roots (default: nspawn, or qemu where that can't run)",
+    )
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
@@ -54,16 +62,22 @@ def packages(
 
 @pytest.fixture(scope="session")
 def report_of(
-    packages: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    packages: dict[str, pathlib.Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Report]]:
-    """Make and boot all roots at once; give what the tests in each have reported."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
+    """Make and boot all roots in question at once; give what the tests in each have reported."""
+    try:
+        machine = choose(request.config.getoption("--machine"))
+    except LookupError as error:
+        pytest.skip(str(error))
+    selected = [item.name for item in request.session.items]
     folder = tmp_path_factory.mktemp("roots")
     with ThreadPoolExecutor(len(RELEASES)) as pool:
         futures: dict[str, Future[Report]] = {
-            release: pool.submit(boot, release, folder / release, packages) for release in RELEASES
+            release: pool.submit(boot, machine, release, folder / release, packages)
+            for release in RELEASES
+            if any(release in name for name in selected)
         }
         yield lambda release: futures[release].result()
     shutil.rmtree(folder, ignore_errors=True)  # pytest itself may clear up at the same time

@@ -1,7 +1,8 @@
-"""A Debian with systemd, booted in a container, that runs the tests of ``inside`` and reports.
+"""A Debian with systemd, booted, that runs the tests of ``inside`` and reports.
 
-mmdebstrap makes the root, systemd-nspawn boots it in a network of its own. One unit runs pytest and
-then ends the container; what it reports is JUnit's XML, read here.
+mmdebstrap makes the root; systemd-nspawn boots it in a network of its own or, where that can't be,
+QEMU does with Debian's kernel and the root on a disk. One unit runs pytest and then turns the
+machine off; what it reports is JUnit's XML, read here.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import re
 import select
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from xml.etree import ElementTree
 
 import trustme
@@ -32,7 +33,7 @@ FILES = (
 """The order in which they run: the last one removes the package."""
 
 TIMEOUT = 600
-"""Seconds for the whole life of a container."""
+"""Seconds for the whole life of a container; of another machine, times its patience."""
 
 _INCLUDED = (
     "acl,caddy,execline,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
@@ -46,13 +47,29 @@ Description=the tests
 [Service]
 Type=oneshot
 WorkingDirectory=/opt/inside
-Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout=90 \\
+Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATIENCE={patience}
+ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout={timeout} \\
   --junitxml=report.xml {files}
-ExecStopPost=systemctl exit 0 --force
+ExecStopPost=systemctl poweroff --force
 StandardOutput=file:/opt/inside/output
 StandardError=inherit
 """
+
+_KERNEL = (
+    'cd "$1" && export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" && '
+    "package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p') && "
+    'apt-get -qq download "$package" && '
+    "dpkg-deb --fsys-tarfile linux-*.deb | tar -xO --wildcards './boot/vmlinuz-*' > vmlinuz && "
+    "rm linux-*.deb"
+)
+"""Fetches a kernel that needs no module to find its root; run by mmdebstrap on the root."""
+
+_ARGUMENTS = (
+    *("root=/dev/nvme0n1", "rw", "console=ttyS0", "quiet", "panic=-1", "audit=1"),
+    # Debian 13 reads the audit log only when asked; what the kernel prints of it has gaps.
+    "systemd.wants=systemd-journald-audit.socket",
+)
+"""The kernel's command line."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,16 +80,39 @@ class Report:
     output: str
 
 
-def why_not() -> str | None:
-    """Say why no container can be booted here; None if it can."""
-    if os.geteuid() != 0:
-        return "only root can boot a container"
-    for program, package in (
-        ("mmdebstrap", "mmdebstrap"),
-        ("systemd-nspawn", "systemd-container"),
-    ):
-        if not shutil.which(program):
-            return f"there is no {program}: install {package} (Debian)"
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """A way to boot a root.
+
+    ``patience`` is how many times longer than in a container everything may take; ``hooks`` are
+    mmdebstrap's; ``run`` boots until the tests have ended and gives what came on the console.
+    """
+
+    patience: int
+    hooks: tuple[str, ...]
+    why_not: Callable[[], str | None]
+    run: Callable[[pathlib.Path, int], str]
+
+
+def choose(name: str | None) -> Machine:
+    """Give the machine that is asked for, or the first that can run. Raises LookupError if none.
+
+    A container comes first: it needs a minute where emulation needs many. It is what CI uses, so
+    that .ci/run installs no QEMU.
+    """
+    reasons = []
+    for candidate in [name] if name else MACHINES:
+        reason = MACHINES[candidate].why_not()
+        if reason is None:
+            return MACHINES[candidate]
+        reasons.append(f"{candidate}: {reason}")
+    raise LookupError("; ".join(reasons))
+
+
+def _why_no_container() -> str | None:
+    reason = _why_no_root({"systemd-nspawn": "systemd-container"})
+    if reason:
+        return reason
     try:
         _own_cgroup()
     except OSError as error:
@@ -80,9 +120,29 @@ def why_not() -> str | None:
     return None
 
 
-def boot(release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path]) -> Report:
+def _why_no_emulator() -> str | None:
+    if os.uname().machine != "x86_64":
+        return "the kernel that it boots is for x86_64"
+    return _why_no_root(
+        {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
+    )
+
+
+def _why_no_root(programs: Mapping[str, str]) -> str | None:
+    """Say why no root can be made and booted by these programs, which are in those packages."""
+    if os.geteuid() != 0:
+        return "only root can make a root to boot"
+    for program, package in {"mmdebstrap": "mmdebstrap", **programs}.items():
+        if not shutil.which(program):
+            return f"there is no {program}: install {package} (Debian)"
+    return None
+
+
+def boot(
+    machine: Machine, release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path]
+) -> Report:
     """Make a root of a Debian release, boot it, run all tests in it."""
-    _make_root(release, root)
+    _make_root(release, root, machine.hooks)
     inside = root / "opt" / "inside"
     shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "docs" / "operations.md", inside)
@@ -93,18 +153,20 @@ def boot(release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path])
     certificate = authority.issue_cert("*.promise.example", "localhost")
     certificate.private_key_and_cert_chain_pem.write_to_path(str(inside / "server.pem"))
     units = root / "etc" / "systemd" / "system"
-    (units / "tests.service").write_text(_UNIT.format(files=" ".join(FILES)))
+    patience = machine.patience
+    unit = _UNIT.format(files=" ".join(FILES), patience=patience, timeout=90 * patience)
+    (units / "tests.service").write_text(unit)
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
     (units / "multi-user.target.wants" / "tests.service").symlink_to("../tests.service")
     (units / "inetd.service").symlink_to("/dev/null")
 
-    console = _run_container(root)
+    console = machine.run(root, TIMEOUT * patience)
     output = inside / "output"
     text = console + (output.read_text() if output.exists() else "")
     return Report(_outcomes(inside / "report.xml"), text)
 
 
-def _make_root(release: str, root: pathlib.Path) -> None:
+def _make_root(release: str, root: pathlib.Path, hooks: tuple[str, ...]) -> None:
     subprocess.run(
         [
             "mmdebstrap",
@@ -115,6 +177,7 @@ def _make_root(release: str, root: pathlib.Path) -> None:
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             f"--include={_INCLUDED}",
             '--customize-hook=for user in alice bob; do chroot "$1" useradd -m $user; done',
+            *(f"--customize-hook={hook}" for hook in hooks),
             release,
             str(root),
         ],
@@ -122,11 +185,13 @@ def _make_root(release: str, root: pathlib.Path) -> None:
     )
 
 
-def _run_container(root: pathlib.Path) -> str:
-    """Boot until the tests have ended; give what came on the console."""
+def _run_container(root: pathlib.Path, seconds: int) -> str:
+    """Boot in a control group that is made for it, and ended with all that is in it."""
     cgroup = _own_cgroup() / f"sniproxy-test-{os.getpid()}-{root.name}"
     cgroup.mkdir()
     command = [
+        "env",
+        "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1",
         "systemd-nspawn",
         "--boot",
         f"--directory={root}",
@@ -140,21 +205,50 @@ def _run_container(root: pathlib.Path) -> str:
     ]
     try:
         # The container takes over the control group that it is started in.
-        done = subprocess.run(
-            ["sh", "-c", 'echo $$ > "$0" && exec "$@"', cgroup / "cgroup.procs", *command],
+        return _console(
+            ["sh", "-c", 'echo $$ > "$0" && exec "$@"', f"{cgroup}/cgroup.procs", *command],
+            seconds,
+        )
+    finally:
+        _remove(cgroup)
+
+
+def _run_emulator(root: pathlib.Path, seconds: int) -> str:
+    """Boot without KVM also where there is one: it is not to matter which, or whether it works."""
+    disk = root.with_suffix(".disk")
+    make = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, disk, "3G"]
+    subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
+    command = [
+        *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg"),
+        *("-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults", "-no-reboot"),
+        *("-display", "none", "-serial", "stdio", "-kernel", f"{root}/vmlinuz"),
+        *("-append", " ".join(_ARGUMENTS)),
+        *("-drive", f"file={disk},format=raw,if=none,id=root,cache=unsafe"),
+        *("-device", "nvme,drive=root,serial=root"),
+    ]
+    console = _console(command, seconds)
+    # What the tests have written is put where a container would have left it.
+    shutil.rmtree(root / "opt" / "inside")
+    dump = ["debugfs", "-R", f'rdump /opt/inside "{root}/opt"', disk]
+    subprocess.run(dump, check=True, capture_output=True)
+    return console
+
+
+def _console(command: list[str], seconds: int) -> str:
+    """Run a machine until it is off; give what came on its console."""
+    try:
+        return subprocess.run(
+            command,
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=TIMEOUT,
-            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
-        )
-        return done.stdout
+            errors="replace",
+            timeout=seconds,
+        ).stdout
     except subprocess.TimeoutExpired as error:
-        return f"not finished after {TIMEOUT} s: {error.stdout!r}\n"
-    finally:
-        _remove(cgroup)
+        return f"not finished after {seconds} s: {error.stdout!r}\n"
 
 
 def _remove(cgroup: pathlib.Path) -> None:
@@ -194,3 +288,10 @@ def _outcomes(report: pathlib.Path) -> dict[str, str]:
         text = "\n".join(f"{one.tag}: {one.get('message')}\n{one.text}" for one in wrong)
         outcomes[f"{case.get('classname')}.py::{case.get('name')}"] = text
     return outcomes
+
+
+MACHINES: Mapping[str, Machine] = {
+    "nspawn": Machine(1, (), _why_no_container, _run_container),
+    "qemu": Machine(6, (_KERNEL,), _why_no_emulator, _run_emulator),
+}
+"""By the name that ``--machine`` takes, in the order of preference."""

@@ -1,5 +1,6 @@
 """What the tests need: clients and load by TLS, backends as other users, systemctl."""
 
+import os
 import pathlib
 import re
 import socket
@@ -21,7 +22,7 @@ BLOG = "blog.promise.example"
 SHOP = "shop.promise.example"
 """Names that ``server.pem`` is for, as it is for localhost."""
 
-TIMEOUT = 60
+TIMEOUT = 60 * int(os.environ["PATIENCE"])
 """Seconds after which something that should have happened has not."""
 
 
