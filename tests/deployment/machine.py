@@ -64,6 +64,13 @@ _KERNEL = (
 )
 """Fetches a kernel that needs no module to find its root; run by mmdebstrap on the root."""
 
+_ARGUMENTS = (
+    *("root=/dev/nvme0n1", "rw", "console=ttyS0", "quiet", "panic=-1", "audit=1"),
+    # Debian 13 reads the audit log only when asked; what the kernel prints of it has gaps.
+    "systemd.wants=systemd-journald-audit.socket",
+)
+"""The kernel's command line."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
@@ -215,7 +222,7 @@ def _run_emulator(root: pathlib.Path, seconds: int) -> str:
         *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg"),
         *("-cpu", "max", "-smp", "2", "-m", "1024", "-nodefaults", "-no-reboot"),
         *("-display", "none", "-serial", "stdio", "-kernel", f"{root}/vmlinuz"),
-        *("-append", "root=/dev/nvme0n1 rw console=ttyS0 audit=1 panic=-1 quiet"),
+        *("-append", " ".join(_ARGUMENTS)),
         *("-drive", f"file={disk},format=raw,if=none,id=root,cache=unsafe"),
         *("-device", "nvme,drive=root,serial=root"),
     ]

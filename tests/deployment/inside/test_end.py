@@ -2,7 +2,7 @@
 
 import pathlib
 
-from support import eventually, fails, journal, make_host, run, shown
+from support import eventually, fails, journal, make_host, run
 
 
 def test_no_system_call_was_forbidden() -> None:
@@ -13,7 +13,7 @@ def test_no_system_call_was_forbidden() -> None:
     lines = journal("--output=short-monotonic").splitlines()
     assert any("sniproxy" in line and "event=start" in line for line in lines)
     assert [line for line in lines if "SIGSYS" in line or "status=31/SYS" in line] == []
-    if shown("ActiveState", "systemd-journald-audit.socket") == "active":
+    if run("systemd-detect-virt", "--container", check=False).strip() == "none":
         assert kills() == []
         run("systemd-run", "--property=SystemCallFilter=~uname", "uname")
         eventually("the audit log shows what was killed just to see it", kills)
