@@ -119,18 +119,18 @@ class TerminalSink:
     def __init__(self, fd: int) -> None:
         self._own = _opened_anew(fd)
         self._fd = fd if self._own is None else self._own
-        self._rest = b""
+        self._written = 0
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
 
     def write(self, lines: bytes) -> None:
         if not self._poll.poll(0):
             raise BlockingIOError(errno.EAGAIN, "the terminal is stopped")
-        if self._rest:
-            self._rest = self._rest[os.write(self._fd, self._rest) :]
-            if self._rest:
-                raise BlockingIOError(errno.EAGAIN, "the terminal is slow")
-        self._rest = lines[os.write(self._fd, lines) :]
+        # What was refused comes again, perhaps with more behind it.
+        self._written += os.write(self._fd, lines[self._written :])
+        if self._written < len(lines):
+            raise BlockingIOError(errno.EAGAIN, "the terminal is slow")
+        self._written = 0
 
     def close(self) -> None:
         if self._own is not None:
