@@ -20,9 +20,13 @@ class Clock:
         """Let time pass; call what is due, at its time."""
         end = self.now + seconds
         while self._due and self._due[0][0] <= end:
-            self.now, _, call = heapq.heappop(self._due)
-            call()
+            self.next_one()
         self.now = end
+
+    def next_one(self) -> None:
+        """Let time pass until the next thing is due, and call it."""
+        self.now, _, call = heapq.heappop(self._due)
+        call()
 
     @property
     def timers(self) -> int:

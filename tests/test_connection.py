@@ -1,5 +1,6 @@
 """A connection until it is relayed or refused, by a clock of the test's own."""
 
+import errno
 import os
 
 import pytest
@@ -74,6 +75,43 @@ def test_a_full_queue_is_tried_again(plane: Plane) -> None:
     assert plane.clock.timers == 0
 
 
+def test_newcomers_go_to_the_end_of_the_line(plane: Plane) -> None:
+    """Who waits has one timer with all others, and gets in before who comes later."""
+    backend = plane.backend("a.example", backlog=0)
+    clients = [plane.client(HELLO) for _ in range(2)]
+    descriptors = len(os.listdir("/proc/self/fd"))
+    clients += [plane.client(HELLO) for _ in range(3)]
+    assert plane.clock.timers == 1
+    # A connection needs its backend's socket only when it is its turn; the test has the other end.
+    assert len(os.listdir("/proc/self/fd")) == descriptors + 2 * 3
+    streams = [backend.accept()]
+    newcomer = plane.client(HELLO)
+    for _ in range(5):
+        plane.clock.advance(0.05)
+        streams.append(backend.accept())
+    for index, (stream, client) in enumerate(zip(streams, [*clients, newcomer], strict=True)):
+        assert stream.recv(9999) == HELLO
+        stream.sendall(bytes([index]))
+        assert plane.read(client, 1) == bytes([index])
+    plane.clock.advance(0.05)
+    assert not plane.connections.lines
+    assert plane.clock.timers == 0
+
+
+def test_who_ends_leaves_the_line(plane: Plane) -> None:
+    plane.backend("a.example", backlog=0)
+    plane.client(HELLO)
+    first = plane.client(HELLO)
+    for _ in range(20):
+        reset(plane.client(HELLO))
+    plane.until(lambda: plane.connections.totals.open == 2)
+    reset(first)
+    plane.until(lambda: plane.connections.totals.open == 1)
+    plane.clock.advance(0.1)
+    assert not plane.connections.lines
+    assert plane.clock.timers == 0
+
+
 def test_a_queue_that_stays_full(plane: Plane) -> None:
     plane.backend("a.example", backlog=0)
     plane.client(HELLO)
@@ -85,7 +123,8 @@ def test_a_queue_that_stays_full(plane: Plane) -> None:
     assert plane.connections.totals.open == 2
     plane.clock.advance(0.2)
     assert plane.read(waiting, 99) == alert(80)
-    assert "event=backend_fault host=a.example" in plane.log
+    assert 'event=backend_fault host=a.example error="accept queue full"' in plane.log
+    assert plane.connections.totals.refused == {"queue_full": 1}
 
 
 def test_a_client_that_resets_while_it_waits(plane: Plane) -> None:
@@ -156,6 +195,26 @@ def test_the_oldest_is_evicted(plane: Plane) -> None:
     assert plane.connections.evict_oldest()
     assert not plane.connections.evict_oldest()
     assert plane.connections.totals.refused == {"evicted": 3}
+
+
+def test_an_evicted_client_writes_into_no_hello_that_waits(plane: Plane) -> None:
+    """What the evicted one still sent is read on the way, and the queue is full after all."""
+    backend = plane.backend("a.example", backlog=0)
+    plane.client(HELLO)
+    slow = plane.client(HELLO[:10])
+    slow.sendall(b"\xee" * 3000)
+    connect = plane.hosts.connect
+
+    def exhausted(*_: object) -> None:
+        plane.hosts.connect = connect  # type: ignore[method-assign]
+        raise OSError(errno.EMFILE, "none left")
+
+    plane.hosts.connect = exhausted  # type: ignore[method-assign]
+    plane.client(HELLO)
+    assert plane.connections.totals.refused == {"evicted": 1}
+    assert backend.accept().recv(9999) == HELLO
+    plane.clock.advance(0.05)
+    assert backend.accept().recv(9999) == HELLO
 
 
 def test_what_nobody_expected_ends_one_connection(plane: Plane) -> None:

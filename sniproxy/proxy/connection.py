@@ -2,10 +2,10 @@
 
 An ``Arrival`` reads the hello, asks the resolver for the backend and hands both sockets to the
 relay; in the usual case all of this happens within one call, right after the accept, and the
-arrival is gone again. Otherwise it waits: for the rest of the hello, or for room in the backend's
-accept queue, both within ``PATIENCE``. A ``Farewell`` closes a client's socket so that what was
-sent to it arrives. ``Connections`` is what they share, and the only owner of clients' sockets
-outside the relay.
+arrival is gone again. Otherwise it waits: for the rest of the hello, or in line for room in the
+backend's accept queue, both within ``PATIENCE``. A ``Farewell`` closes a client's socket so that
+what was sent to it arrives. ``Connections`` is what they share, and the only owner of clients'
+sockets outside the relay.
 """
 
 from collections import Counter
@@ -27,6 +27,7 @@ from sniproxy.proxy.log import Log
 from sniproxy.proxy.poller import ERROR, Poller
 from sniproxy.proxy.relay import BUFFER_SIZE, End, Relay
 from sniproxy.proxy.sweep import Countdown, Later, Sweep
+from sniproxy.proxy.waiting import Lines
 from sniproxy.resolver import proxy_header
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, Hosts, refusal
 from sniproxy.resolver.naming import directory_name
@@ -48,10 +49,6 @@ _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 MAX_KEPT = 32 * 1024 * 1024
 """Bytes of all undecided hellos together that a process keeps: room for more than a thousand of the
 largest that occur (20 kB), where each alone might have a megabyte."""
-
-_FIRST_RETRY = 0.001
-_LONGEST_RETRY = 0.050
-"""Seconds between two tries at a full accept queue; each pause is twice the last."""
 
 _READS_A_TURN = 8
 _SWEEP = 0.1
@@ -102,6 +99,7 @@ class Connections:
         self.totals = Totals()
         self.idle: Callable[[], None] = lambda: None
         self.undecided: Countdown[Arrival] = Countdown(PATIENCE, Arrival.expire)
+        self.lines = Lines(later)
         self.farewells: Countdown[Farewell] = Countdown(FAREWELL_PATIENCE, Farewell.close)
         self._sweep = Sweep(later, _SWEEP, self.sweep)
         self._kept = 0
@@ -246,7 +244,6 @@ class Arrival:
         "_backend",
         "_connections",
         "_parser",
-        "_pause",
         "_received",
         "_socket",
         "_watched",
@@ -265,7 +262,6 @@ class Arrival:
         self._parser: ClientHelloParser | None = ClientHelloParser()
         self._received: bytearray | None = None
         self._backend: SocketType | None = None
-        self._pause = _FIRST_RETRY
         self.address = address
         self.accepted_at = connections.clock()
         self.decided_at: float | None = None
@@ -337,7 +333,13 @@ class Arrival:
         connections = self._connections
         if connections.log.connections:
             self.decided_at = connections.clock()
-        self._connect(self._received + data if self._received else data)
+        received = self._received + data if self._received else data
+        if host in connections.lines:  # not before those who wait already
+            self._received = bytearray(received)
+        elif self._connect(received):
+            return False
+        self._watch()
+        connections.lines.join(host, self)
         return False
 
     def _settle(self) -> None:
@@ -352,8 +354,9 @@ class Arrival:
 
     # The backend.
 
-    def _connect(self, received: bytearray | memoryview) -> None:
-        """Try to reach the backend; ``received`` is every byte that the client has sent."""
+    def _connect(self, received: bytearray | memoryview) -> bool:
+        """Try to reach the backend; say whether that is over, one way or the other, and False to
+        wait for room. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
         directory = directory_name(self.host)
         while True:
@@ -364,47 +367,36 @@ class Arrival:
                 connections.hosts.connect(directory, backend)
                 break
             except OSError as error:
+                if received is not self._received:
+                    # Out of the shared buffer: to end another client is to read what it sends.
+                    self._received = received = bytearray(received)
                 exhausted = error.errno in DESCRIPTORS_EXHAUSTED
-                # Out of the shared buffer: to end another client is to read what it still sends.
-                received = bytearray(received)
                 if exhausted and connections.evict_oldest():
                     continue
-                if exhausted or isinstance(error, BlockingIOError):
-                    self._wait_for_room(received, error)
-                else:
-                    self._not_reached(error)
-                return
+                waits = exhausted or isinstance(error, BlockingIOError)
+                if waits and connections.clock() < self.accepted_at + PATIENCE:
+                    return False
+                self._not_reached(error)
+                return True
         self._forward(backend, directory, received)
+        return True
 
-    def _wait_for_room(self, received: bytearray, error: OSError) -> None:
-        """Try again a little later, for as long as the connection may wait at all.
-
-        A full accept queue answers EAGAIN, connect(2), and no event tells when it has room.
-        """
-        connections = self._connections
-        if connections.clock() >= self.accepted_at + PATIENCE:
-            self._not_reached(error)
-            return
-        self._received = received
-        self._watch()
-        connections.later(self._pause, self._retry)
-        self._pause = min(2 * self._pause, _LONGEST_RETRY)
-
-    def _retry(self) -> None:
-        if self._socket.fileno() < 0:
-            return
+    def attempt(self) -> bool:
+        """Try again to reach the backend; say whether that is over (``waiting.Waiter``)."""
         try:
-            self._connect(self._received or bytearray())
+            return self._connect(self._received or bytearray())
         except Exception as error:  # one connection ends here, no more
             self._connections.fault(error)
             self.abandon()
+            return True
 
     def _not_reached(self, error: OSError) -> None:
         refused = refusal(error)
         if refused.alert == Alert.INTERNAL_ERROR:
-            self._connections.log.warning(
-                "backend_fault", host=self.host, error=error.strerror or error
-            )
+            # The system's words for a full queue would say that a resource is unavailable.
+            full = isinstance(error, BlockingIOError)
+            said = "accept queue full" if full else error.strerror or error
+            self._connections.log.warning("backend_fault", host=self.host, error=said)
         self.refuse(refused)
 
     def _forward(
@@ -447,7 +439,7 @@ class Arrival:
         """Send the alert and close, at once if not ``linger``."""
         connections = self._connections
         self._settle()
-        self._drop_backend()
+        self._let_go()
         connections.refused(refused.reason)
         self.log_end(f"refused:{refused.reason}", 0, 0)
         farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
@@ -461,14 +453,18 @@ class Arrival:
     def end(self, how: str) -> None:
         """Close without a word: the client is gone, or we are."""
         self._settle()
-        self._drop_backend()
+        self._let_go()
         self.log_end(how, 0, 0)
         Farewell(self._connections, self._socket, limit=0, watched=self._watched).close()
 
-    def _drop_backend(self) -> None:
+    def _let_go(self) -> None:
+        """Give up what was kept for the backend, and the place in its line."""
+        self._received = None
         if self._backend is not None:
             self._backend.close()
             self._backend = None
+        if self.host in self._connections.lines:
+            self._connections.lines.leave(self.host, self)
 
     def log_end(self, how: str, up: int, down: int) -> None:
         """Log the end of this connection, where such lines are wanted."""

@@ -36,7 +36,8 @@ def refusal(error: OSError) -> Refusal:
     reason = _UNKNOWN_HOST.get(error.errno or 0)
     if reason is not None:
         return Refusal(Alert.UNRECOGNIZED_NAME, reason)
-    return Refusal(Alert.INTERNAL_ERROR, "backend_fault")
+    full = isinstance(error, BlockingIOError)
+    return Refusal(Alert.INTERNAL_ERROR, "queue_full" if full else "backend_fault")
 
 
 class Hosts:

@@ -97,4 +97,4 @@ def test_too_slow_and_full_queue(proxy: Proxy, backend_of: Callable[..., Backend
             (refused, *_), _, _ = select.select([second, waiting], [], [], TIMEOUT)
             assert read_all(refused) == alert(80)
         stream.close()
-    assert "event=backend_fault host=full.example" in proxy.log
+    assert 'event=backend_fault host=full.example error="accept queue full"' in proxy.log

@@ -1,0 +1,111 @@
+"""Waiting in line for a queue with room, by a clock of the test's own."""
+
+from sniproxy.proxy.waiting import FIRST_RETRY, LONGEST_RETRY, TRIES_A_TURN, Lines
+from tests.clock import Clock
+
+
+class Waiter:
+    """Gets in where the queue has a place to take; counts its tries."""
+
+    def __init__(self, queue: list[int], accepted_at: float) -> None:
+        self.queue = queue
+        self.accepted_at = accepted_at
+        self.tries = 0
+        self.inside = False
+
+    def attempt(self) -> bool:
+        self.tries += 1
+        if not self.queue:
+            return False
+        self.queue.pop()
+        self.inside = True
+        return True
+
+
+def line(clock: Clock, queue: list[int], count: int) -> tuple[Lines, list[Waiter]]:
+    lines = Lines(clock.later)
+    waiters = [Waiter(queue, index) for index in range(count)]
+    for waiter in waiters:
+        lines.join("a.example", waiter)
+    return lines, waiters
+
+
+def test_only_the_first_tries() -> None:
+    clock = Clock()
+    lines, waiters = line(clock, [], 1000)
+    clock.advance(1)
+    # After 1, 2, 4, 8, 16, 32 and then every 50 milliseconds, for all of them together.
+    assert waiters[0].tries == 6 + 18
+    assert sum(waiter.tries for waiter in waiters) == waiters[0].tries
+    assert clock.timers == 1
+    assert "a.example" in lines
+
+
+def test_who_gets_in_makes_way_for_the_next() -> None:
+    clock = Clock()
+    queue: list[int] = []
+    lines, waiters = line(clock, queue, 5)
+    clock.advance(1)
+    queue += [1, 1, 1]
+    clock.next_one()
+    assert [waiter.inside for waiter in waiters] == [True, True, True, False, False]
+    # There was room a moment ago: the pauses begin with a millisecond again.
+    queue += [1, 1]
+    clock.advance(FIRST_RETRY)
+    assert all(waiter.inside for waiter in waiters)
+    clock.advance(LONGEST_RETRY)
+    assert not lines
+    assert clock.timers == 0
+
+
+def test_others_have_their_turn() -> None:
+    clock = Clock()
+    queue = [1] * 100
+    lines, waiters = line(clock, queue, 40)
+    turns = []
+    while clock.timers:
+        clock.next_one()
+        turns.append(sum(waiter.inside for waiter in waiters))
+    assert turns == [TRIES_A_TURN, 2 * TRIES_A_TURN, 40]
+    assert not lines
+
+
+def test_who_was_accepted_first_is_first() -> None:
+    """Though its hello was complete only later: its time is also up first."""
+    clock = Clock()
+    queue: list[int] = []
+    lines, waiters = line(clock, queue, 3)
+    early = Waiter(queue, 0.5)
+    lines.join("a.example", early)
+    queue += [1, 1]
+    clock.advance(LONGEST_RETRY)
+    assert waiters[0].inside
+    assert early.inside
+    assert not waiters[1].inside
+
+
+def test_who_leaves_is_not_tried() -> None:
+    clock = Clock()
+    queue: list[int] = []
+    lines, waiters = line(clock, queue, 4)
+    twin = Waiter(queue, 1)
+    lines.join("a.example", twin)
+    for waiter in (waiters[0], twin, waiters[2]):
+        lines.leave("a.example", waiter)
+        lines.leave("a.example", waiter)
+    lines.leave("b.example", waiters[1])
+    queue += [1] * 9
+    clock.advance(1)
+    assert [waiter.tries for waiter in (*waiters, twin)] == [0, 1, 0, 1, 0]
+    assert not lines
+
+
+def test_hosts_do_not_wait_for_each_other() -> None:
+    clock = Clock()
+    lines, waiters = line(clock, [], 2)
+    other = Waiter([1], 5)
+    lines.join("b.example", other)
+    clock.advance(LONGEST_RETRY)
+    assert other.inside
+    assert list(lines) == ["a.example"]
+    assert not any(waiter.inside for waiter in waiters)
