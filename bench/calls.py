@@ -10,6 +10,14 @@ from collections import Counter
 STRACE = ("strace", "-f", "-qq", "-e", "signal=none", "-o")
 """What to start a program with; the trace file and the program's command come next."""
 
+SAME = {
+    "epoll_pwait": "epoll_wait",
+    "faccessat": "access",
+    "faccessat2": "access",
+    "readlinkat": "readlink",
+}
+"""Calls that do the work of an older one, which aarch64 has not, by the name of the latter."""
+
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\(")
 _NEW = "accept4", "accept"
 
@@ -22,15 +30,16 @@ class Trace:
         self._at = 0
 
     def calls(self) -> list[str]:
-        """Name the system calls since the last time, in their order. A call that another process
-        interrupted has two lines and counts when it begins; an unfinished line waits."""
+        """Name the system calls since the last time, in their order, alike on each architecture. A
+        call that another process interrupted has two lines and counts when it begins; an
+        unfinished line waits."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._at += len(whole)
         lines = whole.decode(errors="replace").splitlines()
-        return [match[1] for match in map(_CALL.match, lines) if match]
+        return [SAME.get(match[1], match[1]) for match in map(_CALL.match, lines) if match]
 
 
 def of_connections(calls: list[str], wanted: int) -> Counter[str]:

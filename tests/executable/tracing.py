@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from bench.calls import SAME
+
 CALLS = "%file,fchdir,connect,accept4"
 """Every system call that takes a path, what else changes or uses one, and accept4, from which on a
 proxy is at work."""
@@ -47,7 +49,8 @@ def finished(trace: pathlib.Path, pid: int) -> list[str]:
 
 
 def touched(lines: Sequence[str]) -> set[tuple[str, str]]:
-    """List what was touched: system call and path. A call about a descriptor has no path."""
+    """List what was touched: system call, by one name on each architecture, and path. A call about a
+    descriptor has no path."""
     found = set()
     for line in lines:
         match = _LINE.match(line)
@@ -58,7 +61,7 @@ def touched(lines: Sequence[str]) -> set[tuple[str, str]]:
         if call == "fchdir":
             found.add((call, ""))
         elif call != "accept4" and path and path[1]:
-            found.add((call, path[1]))
+            found.add((SAME.get(call, call), path[1]))
     return found
 
 

@@ -33,7 +33,7 @@ UNRECOGNIZED_NAME = b"\x15\3\3\0\2\2\x70"
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 
-LIBFAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+LIBFAKETIME = pathlib.Path(f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1")
 
 
 def test_a_log_that_nobody_reads(unharmed: Start) -> None:
