@@ -10,7 +10,7 @@
 use pyembed::{MainPythonInterpreter, OxidizedPythonInterpreterConfig};
 use std::{
     env,
-    ffi::{c_char, c_int, c_void, OsString},
+    ffi::{c_char, c_int, c_void, CStr, OsString},
     fmt,
     io::{self, Write},
     mem,
@@ -45,6 +45,7 @@ extern "C" {
     static _PyImport_FrozenBootstrap: *const FrozenModule;
     static _PyImport_FrozenStdlib: *const FrozenModule;
     fn signal(number: c_int, action: usize) -> usize;
+    fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
 }
 
 const SIGPIPE: c_int = 13;
@@ -52,6 +53,9 @@ const SIG_IGN: usize = 1;
 
 /// The highest of the standard descriptors.
 const STANDARD_ERROR: i32 = 2;
+
+/// What the C library can be asked to look up by name.
+const DATABASES: [&CStr; 5] = [c"passwd", c"group", c"hosts", c"services", c"protocols"];
 
 /// List the interpreter's own frozen modules where PyOxidizer's importer looks for them.
 ///
@@ -86,6 +90,19 @@ fn occupy_standard_descriptors() {
     }
 }
 
+/// Look names up in files only, whatever /etc/nsswitch.conf says.
+///
+/// The trap: the C library, though static, loads the plugins named there (Debian's has `systemd` for
+/// users) and with them a second C library, which ends in a segmentation fault.
+fn load_no_plugins() {
+    // Sound: nothing else runs yet; the strings are kept as long as the process.
+    unsafe {
+        for database in DATABASES {
+            __nss_configure_lookup(database.as_ptr(), c"files".as_ptr());
+        }
+    }
+}
+
 /// Where the C library starts us.
 ///
 /// The trap: Rust's own start opens /dev/null for each standard descriptor that is closed. Below a
@@ -97,6 +114,7 @@ pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int
     // not the end. Sound: no handler of ours runs.
     unsafe { signal(SIGPIPE, SIG_IGN) };
     list_frozen_modules();
+    load_no_plugins();
     let zone = env::var_os("TZ");
     // The trap: CPython asks for the time zone when it starts, and glibc opens /etc/localtime. A lone
     // colon is the one value for which it opens nothing (even "" and "UTC0" are looked for).

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.end_to_end.harness import TIMEOUT, directory_name
+from tests.executable.tracing import finished, traced
 
 COMMANDS = ("sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen")
 
@@ -95,3 +96,55 @@ def test_listen_gives_the_command_its_environment_back(link: pathlib.Path) -> No
         assert sorted(done.stdout.rstrip("\0").split("\0")) == sorted(
             f"{key}={value}" for key, value in environment.items()
         )
+
+
+STRANGER = 54321
+"""A user that no file knows, as that of a DynamicUser= or of a container."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and be somebody else")
+@pytest.mark.parametrize("services", ["files systemd", "systemd files", "nowhere"])
+@pytest.mark.parametrize("name", ["sniproxy-listen", "sniproxy-check"], indirect=True)
+def test_names_of_users_are_looked_up_without_plugins(
+    link: pathlib.Path, name: str, hashed: bool, services: str, tmp_path: pathlib.Path
+) -> None:
+    """The C library would load those of nsswitch.conf(5), and with them a second C library."""
+    configuration = tmp_path / "nsswitch.conf"
+    configuration.write_text(f"passwd: {services}\ngroup: {services}\n")
+    hosts = tmp_path / "checked"
+    directory = hosts / directory_name(hashed, "a.example")
+    directory.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(str(directory / "tls-socket"))
+        os.seteuid(STRANGER)  # who listens is who the kernel says the peer is
+        try:
+            backend.listen()
+        finally:
+            os.seteuid(0)
+        arguments = {
+            "sniproxy-listen": ["--user", "nobody-at-all", "127.0.0.1:0", "true"],
+            "sniproxy-check": [str(hosts)],
+        }[name]
+        trace = tmp_path / "trace"
+        program = traced([str(link), *arguments], trace)
+        process = subprocess.Popen(
+            [
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                'mount --bind "$0" /etc/nsswitch.conf && exec "$@"',
+                str(configuration),
+                *program,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        output, _ = process.communicate(timeout=TIMEOUT)
+    lines = finished(trace, process.pid)
+    assert not [line for line in lines if "libnss" in line or ".so" in line]
+    if name == "sniproxy-listen":
+        assert (process.returncode, "there is no such user" in output) == (1, True), output
+    else:
+        assert (process.returncode, str(STRANGER) in output) == (0, True), output
