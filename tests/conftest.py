@@ -2,12 +2,16 @@
 
 import os
 import pathlib
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.plane import Plane
+
+LACKING = re.compile(r"\bis missing\b|\bonly root\b")
+"""In the reason of a skipped test: it could run here, were something installed or somebody root."""
 
 
 def pytest_configure() -> None:
@@ -30,6 +34,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-tables", action="store_true", help="write the tables of docs/ that tests make"
     )
+    parser.addoption(
+        "--nothing-missing",
+        action="store_true",
+        help="fail each test that is skipped because something is missing on this machine",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn skips into failures where everything must be there that a test asks for."""
+    report = yield
+    if report.skipped and item.config.getoption("--nothing-missing"):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
+        if LACKING.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}: nothing may be missing, says --nothing-missing"
+    return report
 
 
 @pytest.fixture

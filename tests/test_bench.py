@@ -21,7 +21,7 @@ from tests.end_to_end.harness import TIMEOUT, in_thread, read_exactly
 COMMAND = 16
 """Bytes of a command, common.h."""
 
-needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="cc is missing: install gcc")
 
 
 def pattern(size: int) -> bytes:

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def test_each_row_is_well() -> None:
     if not (pathlib.Path(sys.executable).parent / "sniproxy").exists():
-        pytest.skip("sniproxy is not installed beside this interpreter: make test does that")
+        pytest.skip("sniproxy is missing beside this interpreter: make test installs it")
     command = [sys.executable, "demo/demonstration.py", "--once", "--port", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -34,7 +34,7 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 def executable() -> pathlib.Path:
     path = REPOSITORY / "dist" / "sniproxy"
     if not path.exists():
-        pytest.skip("there is no dist/sniproxy: run `make executable` first")
+        pytest.skip("dist/sniproxy is missing: run `make executable` first")
     return path
 
 
@@ -44,7 +44,7 @@ def packages(
 ) -> dict[str, pathlib.Path]:
     """Build the package twice, as two versions: one to install and one to upgrade to."""
     if not shutil.which("dh"):
-        pytest.skip("there is no debhelper to make packages with")
+        pytest.skip("dh is missing: install debhelper")
     folder = tmp_path_factory.mktemp("packages")
     made = {}
     for name, revision in (("old", "1"), ("new", "2")):
@@ -70,7 +70,7 @@ def report_of(
     try:
         machine = choose(request.config.getoption("--machine"))
     except LookupError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"a machine to boot is missing: {error}")
     selected = [item.name for item in request.session.items]
     folder = tmp_path_factory.mktemp("roots")
     with ThreadPoolExecutor(len(RELEASES)) as pool:

@@ -76,7 +76,7 @@ def test_without_an_executable_it_says_what_to_do(tmp_path: pathlib.Path) -> Non
         assert "run `make executable` first" in done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("lintian"), reason="there is no lintian")
+@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is missing: install lintian")
 def test_lintian_finds_nothing_wrong(packages: dict[str, pathlib.Path]) -> None:
     done = subprocess.run(
         ["lintian", "--allow-root", "--fail-on=error,warning", packages["old"]],

@@ -79,7 +79,7 @@ def traced(
 ) -> Iterator[tuple[Proxy, Trace]]:
     """Start a proxy under strace."""
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
+        pytest.skip("strace is missing: install strace")
     path = tmp_path / "trace"
     (tmp_path / "hosts").mkdir()
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
@@ -129,7 +129,7 @@ def test_the_floor_makes_the_same_calls(
 ) -> None:
     """bench/floor.c is the limit that we are measured against only as long as this holds."""
     if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
+        pytest.skip("cc is missing: install gcc")
     program = tmp_path / "floor"
     subprocess.run(["cc", "-O2", "-o", program, ROOT / "bench" / "floor.c"], check=True)
     proxy, trace = traced

@@ -179,7 +179,7 @@ def test_a_browser_and_nginx(
     another one of the same backend's, by a link."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        pytest.skip("no Chromium: install chromium-headless-shell")
+        pytest.skip("Chromium is missing: install chromium-headless-shell")
     link = proxy.hosts / directory_name(proxy.hashed, "xn--bcher-kva.example")
     link.symlink_to(proxy.directory(nginx).name)
     certificate = x509.load_pem_x509_certificates((tmp_path / "web.pem").read_bytes())[0]

@@ -20,7 +20,7 @@ def executable(request: pytest.FixtureRequest) -> pathlib.Path:
     words = shlex.split(option) if option else [str(ROOT / "dist" / "sniproxy")]
     found = shutil.which(words[0])
     if len(words) > 1 or found is None:
-        pytest.skip(f"{' '.join(words)} is no executable: say make executable first")
+        pytest.skip(f"the executable {' '.join(words)} is missing: say make executable first")
     path = pathlib.Path(found).resolve()
     with path.open("rb") as file:
         if file.read(4) != b"\x7fELF":

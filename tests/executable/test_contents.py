@@ -16,9 +16,9 @@ LICENCES = pathlib.Path("/usr/share/doc/libc6-dev/copyright")
 @pytest.fixture(scope="module")
 def found() -> list[components.Component]:
     if not (BUILD / "source.json").exists():
-        pytest.skip("the components are those of a build: say make executable first")
+        pytest.skip("a build, whose components these are, is missing: say make executable first")
     if not LICENCES.exists():
-        pytest.skip(f"{LICENCES} is not here: archives are made on Debian")
+        pytest.skip(f"{LICENCES} is missing: archives are made on Debian")
     (packages,) = (BUILD / "tools" / "lib").glob("python3*/site-packages")
     return components.all_components(LAUNCHER, BUILD / "source", BUILD / "source.json", packages)
 

@@ -132,7 +132,7 @@ def compiled(source: str, package: str, *libraries: str) -> Client:
                 [*command, *libraries], check=False, capture_output=True, text=True
             )
             if done.returncode:
-                raise Missing(f"{source}.c can't be compiled: install {package}")
+                raise Missing(f"what {source}.c is compiled with is missing: install {package}")
         return run([str(program), host, str(port), str(ca)])
 
     return ask
@@ -155,7 +155,7 @@ def rustls(folder: pathlib.Path, host: str, port: int, ca: pathlib.Path) -> str:
         command += ["--manifest-path", str(crate / "Cargo.toml"), "--target-dir", str(BUILD)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise Missing(f"rustls-client can't be built: {done.stderr.strip()[-300:]}")
+            raise Missing(f"rustls-client is missing: {done.stderr.strip()[-300:]}")
         (folder / "rustls").touch()
     return run([str(program), host, str(port), str(ca)])
 

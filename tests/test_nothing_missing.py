@@ -1,0 +1,56 @@
+"""A test that is skipped since something is missing fails where nothing may be missing."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+SKIPPED = """
+import pytest
+
+@pytest.fixture
+def tool():
+    pytest.skip("strace is missing: install strace")
+
+def test_asks_for_a_fixture(tool):
+    pass
+
+def test_asks_by_itself():
+    pytest.skip("dist/sniproxy is missing: run `make executable` first")
+
+@pytest.mark.skipif(True, reason="cc is missing: install gcc")
+def test_is_marked():
+    pass
+
+@pytest.mark.skipif(True, reason="only root can change its root")
+def test_is_for_root():
+    pass
+
+def test_does_not_apply():
+    pytest.skip("in the hashed flavour no path is too long")
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "outcome"),
+    [([], "5 skipped"), (["--nothing-missing"], "1 failed, 1 skipped, 3 errors")],
+)
+def test_skips(tmp_path: pathlib.Path, option: list[str], outcome: str) -> None:
+    (tmp_path / "test_skipped.py").write_text(SKIPPED)
+    (tmp_path / "pytest.ini").touch()
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", *option, tmp_path]
+    # The options of the run that this test is part of are none of that run's.
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f" {outcome} in " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == (1 if option else 0)
