@@ -214,6 +214,7 @@ class Build:
         key = digest(
             str(output),
             rustc,
+            *executable.link_inputs(),
             resources,
             *crate,
             launcher / "src",

@@ -1,9 +1,10 @@
-//! Tells cargo where PyOxidizer's libpython lies.
+//! Tells cargo where PyOxidizer's libpython lies, and when else to link anew.
 
 use std::env;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=SNIPROXY_RESOURCES");
+    println!("cargo:rerun-if-env-changed=SNIPROXY_LINKED");
     let folder =
         env::var("SNIPROXY_RESOURCES").expect("SNIPROXY_RESOURCES: launcher/build.py sets it");
     println!("cargo:rerun-if-changed={folder}/libpython3.a");

@@ -1,4 +1,5 @@
-"""The build's first stage, from a source tarball on this machine to the unpacked source."""
+"""The build's first stage, from a source tarball on this machine to the unpacked source, and when
+the last one is done again."""
 
 import hashlib
 import json
@@ -84,3 +85,82 @@ def test_a_wrong_tarball_stops_the_build(
     # Nothing that was refused counts as had.
     assert not (tmp_path / "build" / "source.json").exists()
     assert "source: done" not in run(tmp_path / "build", source, digest or sha256).stdout
+
+
+LIBRARIES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from chain import executable
+from chain.failure import BuildFailure
+executable.LIBRARIES["libnowhere.a"] = "libnowhere-dev"
+try:
+    executable.link_inputs()
+except BuildFailure as failure:
+    print(failure)
+"""
+
+LINK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import build
+def link(crate, resources, python, target, output, *rest):
+    output.write_text("made")
+build.executable.link = link
+here = Path(sys.argv[2])
+build.Build(build.Places(build.ROOT, here / "build")).link(here / "resources", here / "output")
+"""
+"""Decides whether to link, and links nothing: that takes a whole build."""
+
+
+def test_it_is_linked_again_when_what_is_linked_changes(tmp_path: Path) -> None:
+    """An update of the C library or of the compiler changes no file of ours."""
+    for name in ("libc.a", "libgcc.a", "libgcc_eh.a"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "resources").mkdir()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    # The real one, but for where the libraries are.
+    gcc = (
+        f'case $1 in -print-file-name=*) echo "{tmp_path}/${{1#*=}}" ;;\n'
+        f'*) exec {shutil.which("gcc")} "$@" ;; esac\n'
+    )
+
+    def put(name: str, script: str) -> None:
+        (tools / name).write_text(f"#!/bin/sh\n{script}")
+        (tools / name).chmod(0o755)
+
+    def stage() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", LINK, str(LAUNCHER), str(tmp_path)],
+            env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    put("gcc", gcc)
+    put("rustc", "echo rustc 1.85.0\n")
+    put("ld", "echo GNU ld 2.40\n")
+    assert stage().startswith("executable: done")
+    assert stage() == "executable: unchanged"
+    for name in ("libc.a", "libgcc.a", "libgcc_eh.a"):
+        (tmp_path / name).write_text("new")
+        assert stage().startswith("executable: done"), name
+    put("ld", "echo GNU ld 2.44\n")
+    assert stage().startswith("executable: done")
+    put("gcc", f"case $1 in --version) echo gcc of tomorrow ;; *) {gcc} ;; esac\n")
+    assert stage().startswith("executable: done")
+    assert stage() == "executable: unchanged"
+
+
+def test_a_library_that_gcc_does_not_find_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES, str(LAUNCHER)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "gcc finds no libnowhere.a to link: install libnowhere-dev (Debian)\n"

@@ -58,6 +58,11 @@ def test_a_named_source_needs_no_apt() -> None:
     assert missing({"PYTHON_SOURCE": "/x"}, "apt-get", "dpkg-source") == []
 
 
+def test_xz_is_needed_for_a_tarball_that_is_packed_by_it() -> None:
+    assert missing({"PYTHON_SOURCE": "/Python-3.11.9.tar.xz"}, "xz") == ["xz: xz-utils"]
+    assert missing({"PYTHON_SOURCE": "/Python-3.11.9.tgz"}, "xz") == []
+
+
 def test_all_that_is_missing_is_said_at_once() -> None:
     with pytest.raises(BuildFailure) as failure:
         requirements.require(missing({}, "gcc", "zstd", "apt-get"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from . import commands
 from .distribution import target_triple
 from .failure import BuildFailure
+from .stages import digest
 
 PYO3_CONFIGURATION = """\
 implementation=CPython
@@ -37,6 +38,13 @@ LINKING = (
 
 RELOCATIONS = ("-Clink-arg=-Wl,-z,pack-relative-relocs",)
 """Relative relocations packed: a tenth of the file, and of the work at the start."""
+
+LIBRARIES = {
+    "libc.a": "libc6-dev",
+    "libgcc.a": "the package that gcc depends on, libgcc-…-dev",
+    "libgcc_eh.a": "the package that gcc depends on, libgcc-…-dev",
+}
+"""What the linker takes of the C library and the compiler's, and where Debian has it."""
 
 REFUSED = (
     "LD_PRELOAD",
@@ -150,6 +158,21 @@ def replace_if_other(fresh: Path, kept: Path) -> None:
     shutil.copyfile(fresh, kept)
 
 
+def link_inputs() -> list[str | Path]:
+    """List what gets into the executable or decides on it, and that cargo asks nobody about: the
+    compiler and the linker, by their versions, and their libraries."""
+    inputs: list[str | Path] = [
+        commands.output_of([tool, "--version"]).splitlines()[0] for tool in ("gcc", "ld")
+    ]
+    for name, package in LIBRARIES.items():
+        # A name that gcc does not find it gives back as it is.
+        path = Path(commands.output_of(["gcc", f"-print-file-name={name}"]).strip())
+        if not path.is_absolute():
+            raise BuildFailure(f"gcc finds no {name} to link: install {package} (Debian)")
+        inputs.append(path)
+    return inputs
+
+
 def link(
     crate: Path,
     resources: Path,
@@ -174,6 +197,8 @@ def link(
         "PYO3_CONFIG_FILE": str(configuration),
         "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*flags, *_remapping(crate, target.parent)]),
         "CARGO_INCREMENTAL": "0",
+        # The trap: to cargo, an executable is as fresh as ever after an update of the C library.
+        "SNIPROXY_LINKED": digest(*link_inputs()),
     }
     if "strip" in without:
         environment["CARGO_PROFILE_RELEASE_STRIP"] = "none"

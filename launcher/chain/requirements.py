@@ -29,7 +29,10 @@ TOOLS = {
 }
 """What every build runs, and the Debian package of it."""
 
-DEBIAN_TOOLS = {"apt-get": "apt", "dpkg-source": "dpkg-dev", "patch": "patch", "xz": "xz-utils"}
+XZ = {"xz": "xz-utils"}
+"""What tar runs to unpack such a tarball."""
+
+DEBIAN_TOOLS = {"apt-get": "apt", "dpkg-source": "dpkg-dev", "patch": "patch", **XZ}
 """What getting Debian's source package runs besides."""
 
 FILES = {
@@ -53,7 +56,11 @@ def missing(
     says_version: Callable[[], str] = rust_version,
 ) -> list[str]:
     """List what the build needs and the machine has not, one ``what: where to get it`` each."""
-    tools = TOOLS if environment.get("PYTHON_SOURCE") else {**TOOLS, **DEBIAN_TOOLS}
+    tarball = environment.get("PYTHON_SOURCE")
+    if not tarball:
+        tools = {**TOOLS, **DEBIAN_TOOLS}
+    else:
+        tools = {**TOOLS, **XZ} if tarball.endswith("xz") else TOOLS
     old = []
     if find_tool("rustc") is not None:
         found = re.search(r"(\d+)\.(\d+)", says_version())

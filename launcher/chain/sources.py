@@ -143,8 +143,8 @@ def _apt_environment(workshop: Path) -> dict[str, str]:
     entries = source_entries(targets, codename)
     if not entries:
         raise BuildFailure(
-            "apt here knows no mirror of Debian's archive. Give a tarball of CPython "
-            f"{SERIES}: PYTHON_SOURCE=path-or-URL PYTHON_SOURCE_SHA256=…"
+            "apt here knows no mirror of Debian's archive: run apt-get update, or give a tarball "
+            f"of CPython {SERIES}: PYTHON_SOURCE=path-or-URL PYTHON_SOURCE_SHA256=…"
         )
     for folder in ("lists/partial", "cache/archives/partial"):
         (workshop / folder).mkdir(parents=True, exist_ok=True)
