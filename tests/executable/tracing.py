@@ -49,7 +49,7 @@ def finished(trace: pathlib.Path, pid: int) -> list[str]:
 
 
 def touched(lines: Sequence[str]) -> set[tuple[str, str]]:
-    """List what was touched: system call, by one name on each architecture, and path. A call about a
+    """List what was touched: system call, alike on each architecture, and path. A call about a
     descriptor has no path."""
     found = set()
     for line in lines:
