@@ -25,7 +25,7 @@ from sniproxy.proxy.inherited import (
 from sniproxy.proxy.notify import notify
 from sniproxy.proxy.server import Server
 from sniproxy.proxy.settings import settings
-from sniproxy.proxy.signals import SIGNALS, at_signal
+from sniproxy.proxy.signals import SIGNALS, SignalHandlers
 from sniproxy.proxy.supervisor import Supervisor
 from sniproxy.resolver.hosts import Hosts
 
@@ -79,10 +79,10 @@ def serve(environment: MutableMapping[str, str]) -> None:
 
     if count == 1:
         server = Server(listening, hosts, log, log.info)
-        _handle_signals(server, log, stopping)
+        handlers = _handle_signals(server, log, stopping)
         log_start()
         ready()
-        _run_alone(server)
+        _run_alone(server, handlers)
         return
 
     def close_listening() -> None:
@@ -109,9 +109,9 @@ def _workers(hosts: Hosts) -> int:
     return processors.usable()
 
 
-def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None]) -> None:
-    """Have the only process act on signals."""
-    loop = server.loop
+def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None]) -> SignalHandlers:
+    """Have the only process act on signals, also on those that whoever started us had blocked."""
+    handlers = SignalHandlers(server.loop)
 
     def stop(number: signal.Signals) -> None:
         if server.stopping:
@@ -121,18 +121,21 @@ def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None])
         server.stop(number.name)
 
     for number in (signal.SIGHUP, signal.SIGTERM):
-        at_signal(loop, number, functools.partial(stop, number))
-    at_signal(loop, signal.SIGINT, lambda: server.stop_now(signal.SIGINT.name))
-    at_signal(loop, signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+        handlers.handle(number, functools.partial(stop, number))
+    handlers.handle(signal.SIGINT, lambda: server.stop_now(signal.SIGINT.name))
+    handlers.handle(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return handlers
 
 
-def _run_alone(server: Server) -> None:
+def _run_alone(server: Server, handlers: SignalHandlers) -> None:
     """Serve in the only process."""
     try:
         server.run()
     finally:
         # One more signal must not find the loop half closed: it would print a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        handlers.close()
         server.close()
 
 
@@ -161,6 +164,8 @@ def _work(
         event, fields = message
         if event == supervisor.SUMS:
             channel.send(event, **server.sums())
+        elif event == supervisor.LOOK:
+            server.look()
         elif event == supervisor.STOP:
             server.stop(str(fields["reason"]))
         else:
