@@ -307,8 +307,9 @@ class End:
     def pump(self, to_the_end: bool) -> None:
         """Move what has arrived here to the peer, until nothing is left or the peer is full.
 
-        A read that did not fill the buffer has emptied the socket (unless somebody passes descriptors
-        with the bytes, unix(7)): whatever comes later is a new event. Not so where the end of the stream was told (``to_the_end``): no event follows it.
+        A read that did not fill the buffer has emptied the socket (but for one who passes
+        descriptors, unix(7)): whatever comes later is a new event. Not so where the end of the
+        stream was told (``to_the_end``): no event follows it.
         """
         if self.bulk > 1 and self.splice(to_the_end):
             return

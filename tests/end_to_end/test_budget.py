@@ -48,9 +48,9 @@ class Budget:
 
 CALLS_OF_A_CONNECTION = Budget(
     21,
-    "18 that the work needs (ioctl accept4 getsockname recv; socket connect access access send; two "
-    "epoll_ctl; recv send, recv shutdown, recv, two close) and 3 waits; now and then a hello comes "
-    "later than its connection, and costs 3 more",
+    "18 that the work needs (ioctl accept4 getsockname recv; socket connect access access send; "
+    "two epoll_ctl; recv send, recv shutdown, recv, two close) and 3 waits; now and then a hello "
+    "comes later than its connection, and costs 3 more",
 )
 CALLS_OF_A_REFUSAL = Budget(
     11.5,
