@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from socket import socket
 
@@ -50,6 +51,7 @@ def serve(environment: MutableMapping[str, str]) -> None:
         return logs.Log(logs.sink_of(_STANDARD_ERROR), wanted.level, prefixed=journal)
 
     log = open_log()
+    _log_unraisable(log)
     hosts = Hosts()
     for one in listening:
         replace_standard_descriptors(one, hosts.fileno())
@@ -98,6 +100,17 @@ def serve(environment: MutableMapping[str, str]) -> None:
     channel = first.run()
     if channel is not None:
         _work(channel, listening, hosts, open_log(), count)
+
+
+def _log_unraisable(log: logs.Log) -> None:
+    """Log an exception that has nobody to be raised to, as in a destructor, where Python would
+    print a traceback past the log."""
+
+    def tell(what: "sys.UnraisableHookArgs") -> None:
+        error = what.exc_value
+        log.error("unexpected_error", type=what.exc_type.__name__, error=error, at="destructor")
+
+    sys.unraisablehook = tell
 
 
 def _workers(hosts: Hosts) -> int:
@@ -149,6 +162,7 @@ def _work(
             # There is nobody any more to make one line of all workers'.
             log.info(event, **fields)
 
+    _log_unraisable(log)
     server = Server(listening, hosts, log, report, count)
 
     def receive() -> None:
