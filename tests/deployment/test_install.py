@@ -1,5 +1,6 @@
-"""`make install`, the package as lintian sees it, and the container's recipe."""
+"""`make install`, the archive, the package as lintian sees it, and the container's recipe."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -17,41 +19,125 @@ from tests.hello import hello
 
 COMMANDS = ("sniproxy-check", "sniproxy-hostname", "sniproxy-listen")
 
+BUILD = pathlib.Path("chroot", "debian", "build")
 
-def make(target: str, destination: pathlib.Path, prefix: str) -> subprocess.CompletedProcess[str]:
+Installer = Callable[..., subprocess.CompletedProcess[str]]
+"""Installs to a DESTDIR and a PREFIX or, told so, removes."""
+
+
+def run(*command: str | pathlib.Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", "-C", REPOSITORY, target, f"DESTDIR={destination}", f"PREFIX={prefix}"],
+        command,
         check=False,
         capture_output=True,
         text=True,
+        env={name: text for name, text in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
+        | {"LC_ALL": "C.UTF-8", "GIT_CONFIG_NOSYSTEM": "1"}
+        | environment,
     )
+
+
+def make(target: str, destination: pathlib.Path, prefix: str) -> subprocess.CompletedProcess[str]:
+    return run("make", "-C", REPOSITORY, target, f"DESTDIR={destination}", f"PREFIX={prefix}")
+
+
+def from_repository(
+    destination: pathlib.Path, prefix: str, *, remove: bool = False
+) -> subprocess.CompletedProcess[str]:
+    return make("uninstall" if remove else "install", destination, prefix)
+
+
+@pytest.fixture
+def from_archive(archive: pathlib.Path, tmp_path: pathlib.Path) -> Installer:
+    assert run("tar", "-x", "-f", archive, "-C", tmp_path).returncode == 0
+    script = tmp_path / archive.name.removesuffix(".tar.xz") / "chroot" / "install"
+
+    def install(
+        destination: pathlib.Path, prefix: str, *, remove: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        return run("sh", script, *(["--remove"] if remove else []), str(destination), prefix)
+
+    return install
 
 
 def files(root: pathlib.Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
 
 
-@pytest.mark.parametrize("prefix", ["/usr", "/usr/local", "/opt/sni proxy"])
+def pages(root: pathlib.Path) -> dict[pathlib.Path, str]:
+    """Read all pages in Markdown, packed or not."""
+    found = {path: path.read_text() for path in root.rglob("*.md")}
+    packed = root.rglob("*.md.gz")
+    return found | {path: gzip.decompress(path.read_bytes()).decode() for path in packed}
+
+
+def dead_links(root: pathlib.Path) -> list[str]:
+    """Give what pages link to or show that is neither there nor on the network."""
+    return [
+        f"{path}: {target}"
+        for path, text in pages(root).items()
+        if "licenses" not in path.parts
+        for target in re.findall(r"\]\(([^)#\s]+)", text)
+        if not target.startswith("https:") and not (path.parent / target).exists()
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["/usr", "/usr/local", "/opt/sni-proxy_1.0~2+b"])
+@pytest.mark.parametrize("origin", ["repository", "archive"])
 def test_install_and_uninstall(
-    executable: pathlib.Path, tmp_path: pathlib.Path, prefix: str
+    request: pytest.FixtureRequest,
+    executable: pathlib.Path,
+    tmp_path: pathlib.Path,
+    origin: str,
+    prefix: str,
 ) -> None:
-    done = make("install", tmp_path, prefix)
+    install: Installer = from_repository
+    if origin == "archive":
+        install = request.getfixturevalue("from_archive")
+    destination = tmp_path / "a place & more"
+    done = install(destination, prefix)
     assert done.returncode == 0, done.stderr
-    installed = tmp_path / prefix.lstrip("/")
+    installed = destination / prefix.lstrip("/")
     assert (installed / "bin" / "sniproxy").read_bytes() == executable.read_bytes()
     for command in COMMANDS:
-        line = subprocess.run(
-            [installed / "bin" / command, "--version"], check=True, capture_output=True, text=True
-        )
+        line = run(installed / "bin" / command, "--version")
         assert line.stdout.startswith(f"{command} ")
-    pages = {path.name for path in (REPOSITORY / "docs" / "man").glob("*.[18]")}
-    assert pages == {path.name for path in (installed / "share" / "man").rglob("*.?")}
+    manual = {path.name for path in (REPOSITORY / "docs" / "man").glob("*.[18]")}
+    assert manual == {path.name for path in (installed / "share" / "man").rglob("*.?")}
     assert {"lib/systemd/system/sniproxy.socket", "lib/sysusers.d/sniproxy.conf"} < files(installed)
+    assert pages(installed)
+    assert dead_links(installed) == []
 
     (installed / "bin" / "other").touch()
-    done = make("uninstall", tmp_path, prefix)
+    done = install(destination, prefix, remove=True)
     assert done.returncode == 0, done.stderr
     assert files(installed) == {"bin/other"}
+
+
+@pytest.mark.parametrize("prefix", ["/opt/sni proxy", "/opt/a&b", "/opt/a#b", "/opt/50%", "usr"])
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_prefix_that_a_unit_would_misread_is_refused(
+    executable: pathlib.Path, tmp_path: pathlib.Path, prefix: str, remove: bool
+) -> None:
+    script = REPOSITORY / "chroot" / "install"
+    done = run("sh", script, *(["--remove"] if remove else []), str(tmp_path), prefix)
+    assert done.returncode == 2
+    assert f"PREFIX is '{prefix}': expected an absolute path of A-Z a-z 0-9" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_text_of_another_release_stays(
+    from_archive: Installer, archive: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    destination = tmp_path / "destination"
+    licences = destination / "usr/share/doc/sniproxy/licenses"
+    (licences / "idna-1.0").mkdir(parents=True)
+    (licences / "idna-1.0" / "LICENSE").touch()
+    assert from_archive(destination, "/usr").returncode == 0
+    unpacked = tmp_path / archive.name.removesuffix(".tar.xz")
+    assert files(licences) == files(unpacked / "licenses") != set()
+    for path in files(licences):
+        assert (licences / path).read_bytes() == (unpacked / "licenses" / path).read_bytes()
 
 
 def test_every_path_follows_the_prefix(executable: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -66,32 +152,22 @@ def test_without_an_executable_it_says_what_to_do(tmp_path: pathlib.Path) -> Non
     for name in ("chroot", "docs"):
         shutil.copytree(REPOSITORY / name, tmp_path / "source" / name)
     for script, arguments in (("install", ["/d", "/p"]), ("debian/build", [tmp_path / "out"])):
-        done = subprocess.run(
-            ["sh", tmp_path / "source" / "chroot" / script, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        done = run("sh", tmp_path / "source" / "chroot" / script, *arguments)
         assert done.returncode == 1
         assert "run `make executable` first" in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("lintian"), reason="there is no lintian")
 def test_lintian_finds_nothing_wrong(packages: dict[str, pathlib.Path]) -> None:
-    done = subprocess.run(
-        ["lintian", "--allow-root", "--fail-on=error,warning", packages["old"]],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    command = ["lintian", "--allow-root", "--fail-on=error,warning", str(packages["old"])]
+    done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_same_commit_gives_the_same_package(
     packages: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    build = REPOSITORY / "chroot" / "debian" / "build"
-    subprocess.run(["sh", build, tmp_path], check=True, capture_output=True)
+    assert run("sh", REPOSITORY / BUILD, tmp_path).returncode == 0
     assert (tmp_path / packages["old"].name).read_bytes() == packages["old"].read_bytes()
 
 

@@ -1,8 +1,26 @@
-"""What is known when all else is over: no forbidden system call, and the package leaves nothing."""
+"""What is known when all else is over: no forbidden system call, and the package leaves nothing.
+
+Then the archive has the machine for itself.
+"""
 
 import pathlib
+import re
+from collections.abc import Callable
 
-from support import eventually, fails, journal, make_host, run
+from support import (
+    BLOG,
+    HERE,
+    HOSTS,
+    Backend,
+    ask,
+    documented,
+    eventually,
+    fails,
+    follow,
+    journal,
+    make_host,
+    run,
+)
 
 
 def test_no_system_call_was_forbidden() -> None:
@@ -45,3 +63,21 @@ def test_purging_it_keeps_the_hosts() -> None:
     run("dpkg", "--install", "/opt/inside/old.deb")
     run("dpkg", "--purge", "sniproxy")
     assert host.is_dir()
+
+
+def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
+    (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
+    folder = archive.name.removesuffix(".tar.xz")
+    (commands,) = documented("From an archive")
+    commands, count = re.subn(r"sniproxy-[\d.]+-\w+-linux", folder, commands)
+    assert count == 2
+    follow(commands)
+    run("systemctl", "start", "sniproxy.socket")
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    assert ask(BLOG) == "the blog"
+    assert BLOG in run("/usr/local/bin/sniproxy-check", "--user", "sniproxy", HOSTS)
+
+    run("systemctl", "disable", "--now", "sniproxy.socket", "sniproxy.service")
+    run("sh", HERE / folder / "chroot" / "install", "--remove")
+    files = run("find", "/usr/local", "-name", "*sniproxy*", "!", "-type", "d")
+    assert files == ""
