@@ -1,8 +1,10 @@
-"""What is downloaded: the archive and its checksums."""
+"""What is downloaded: the archive and its checksums; and the licences that a package has too."""
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -100,6 +102,24 @@ def test_no_page_of_ours_has_a_dead_link(tmp_path: Path) -> None:
     ]
     assert len(links) > 10
     assert [link for link in links if not (link[0].parent / link[1]).exists()] == []
+
+
+def licences(script: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, script, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_licences_of_nothing_built_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "launcher", tmp_path / "launcher")
+    done = licences(tmp_path / "launcher" / "licences.py", tmp_path / "licenses")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "source.json: run `make executable` first" in done.stderr
+    assert not (tmp_path / "licenses").exists()
+
+
+def test_licences_need_a_folder() -> None:
+    done = licences(ROOT / "launcher" / "licences.py")
+    assert (done.returncode, done.stderr) == (2, "usage: licences.py FOLDER\n")
 
 
 def test_it_unpacks_to_commands_that_run(repository: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`make install`, the archive, the package as lintian sees it, and the container's recipe."""
 
+import email.utils
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
+from launcher.chain.components import Component
 from tests.deployment.machine import REPOSITORY
 from tests.end_to_end.harness import Backend, read_all
 from tests.hello import hello
@@ -169,6 +171,90 @@ def test_the_same_commit_gives_the_same_package(
 ) -> None:
     assert run("sh", REPOSITORY / BUILD, tmp_path).returncode == 0
     assert (tmp_path / packages["old"].name).read_bytes() == packages["old"].read_bytes()
+
+
+def test_the_package_names_what_is_inside_and_has_its_licences(
+    packages: dict[str, pathlib.Path], works: list[Component], tmp_path: pathlib.Path
+) -> None:
+    assert run("dpkg-deb", "-x", packages["old"], tmp_path).returncode == 0
+    documents = tmp_path / "usr/share/doc/sniproxy"
+    _, _, comment = (documents / "copyright").read_text().partition("\nComment:\n")
+    named = re.findall(r"^  (\S.*) (\S+): (.+)$", comment, re.MULTILINE)
+    inside = [work for work in works if work.inside]
+    assert named == [(work.name, work.version, work.licence) for work in inside]
+    texts = {
+        f"{work.name.replace(' ', '-')}-{work.version}/{file.name}": file.read_bytes()
+        for work in inside
+        for file in work.files
+    }
+    folder = documents / "licenses"
+    assert {path: (folder / path).read_bytes() for path in files(folder)} == texts
+    # Of idna there is no doubt that it wants that.
+    assert any(path.startswith("idna-") and b"Redistribution" in texts[path] for path in texts)
+    assert dead_links(documents) == []
+
+
+@pytest.fixture
+def copy(works: list[Component], tmp_path: pathlib.Path) -> pathlib.Path:
+    """A tree without git that has all that a package is made of."""
+    source = tmp_path / "source"
+    for name in ("chroot", "docs", "launcher"):
+        shutil.copytree(
+            REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    (source / "build").mkdir()
+    for name in ("dist", "build/source", "build/source.json", "build/tools"):
+        (source / name).symlink_to(REPOSITORY / name)
+    return source
+
+
+def time_of(source: pathlib.Path) -> int:
+    """Give the time that a package's changelog says it is from."""
+    changelog = (source / "build/deb/sniproxy/debian/changelog").read_text()
+    (date,) = re.findall(r"^ -- .*  (.+)$", changelog, re.MULTILINE)
+    return int(email.utils.parsedate_to_datetime(date).timestamp())
+
+
+needs_debhelper = pytest.mark.skipif(not shutil.which("dh"), reason="there is no debhelper")
+
+
+@needs_debhelper
+def test_without_git_a_package_is_from_the_time_of_all_products(copy: pathlib.Path) -> None:
+    done = run("sh", copy / BUILD, copy / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (copy / "launcher" / "build.py").read_text()
+    (epoch,) = re.findall(r"^EPOCH = (\S+)$", text, re.MULTILINE)
+    assert time_of(copy) == int(epoch)
+
+
+@needs_debhelper
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+def test_somebody_else_s_folder_gives_the_time_of_the_commit(copy: pathlib.Path) -> None:
+    """In a container of CI it is, and git would rather say nothing."""
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@promise.example"]
+    moment = "1234567890 +0000"
+    for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "x"]):
+        done = run("git", "-C", copy, *command, GIT_COMMITTER_DATE=moment, HOME="")
+        assert done.returncode == 0, done.stderr
+    for path in (copy, copy / ".git"):
+        os.chown(path, 1001, 1001)
+    refused = run("git", "-C", copy, "log", HOME="")
+    assert "dubious ownership" in refused.stderr
+    done = run("sh", copy / BUILD, copy / "out", HOME="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fatal" not in done.stderr
+    assert time_of(copy) == 1234567890
+
+
+@needs_debhelper
+def test_a_time_that_git_can_t_tell_stops_the_package(copy: pathlib.Path) -> None:
+    assert run("git", "-C", copy, "init", "-q").returncode == 0
+    done = run("sh", copy / BUILD, copy / "out")
+    assert done.returncode != 0
+    assert "does not have any commits" in done.stderr
+    assert list((copy / "out").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the root directory")
