@@ -257,6 +257,104 @@ def test_a_time_that_git_can_t_tell_stops_the_package(copy: pathlib.Path) -> Non
     assert list((copy / "out").iterdir()) == []
 
 
+SKELETON = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var", "var/tmp")
+
+
+@pytest.fixture
+def purge(tmp_path: pathlib.Path) -> Callable[[], None]:
+    """Give what does what the package does at a purge, with hosts in ``srv``."""
+    hosts = tmp_path / "srv"
+    for name in SKELETON:
+        (hosts / name).mkdir(parents=True, exist_ok=True)
+    text = (REPOSITORY / "chroot/debian/sniproxy.postrm").read_text()
+    script = tmp_path / "postrm"
+    script.write_text(text.replace("/srv/sniproxy", str(hosts)))
+
+    def run_it() -> None:
+        done = run("sh", script, "purge")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    return run_it
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only what is root's is removed")
+
+
+@needs_root
+def test_a_purge_leaves_nothing(purge: Callable[[], None], tmp_path: pathlib.Path) -> None:
+    for name in ("sniproxy", "usr/sniproxy"):
+        (tmp_path / "srv" / name).touch()
+        (tmp_path / "srv" / name).chmod(0o555)
+    purge()
+    assert not (tmp_path / "srv").exists()
+
+
+@needs_root
+def test_a_purge_leaves_alone_what_is_not_ours(
+    purge: Callable[[], None], tmp_path: pathlib.Path
+) -> None:
+    hosts, other = tmp_path / "srv", tmp_path / "other"
+    (hosts / "sniproxy").mkdir()
+    (hosts / "sniproxy" / "sniproxy").touch(0o555)
+    (hosts / "usr" / "sniproxy").touch()
+    os.chown(hosts / "usr" / "sniproxy", 1001, 1001)
+    (hosts / "usr" / "sniproxy").chmod(0o555)
+    os.chown(hosts / "dev", 1001, 1001)
+    (other / "tmp").mkdir(parents=True)
+    for name in ("var/tmp", "var"):
+        (hosts / name).rmdir()
+    (hosts / "var").symlink_to(other)
+    (hosts / "etc" / "file").touch()
+    (hosts / "empty.example").mkdir()
+    purge()
+    assert {path.name for path in hosts.iterdir()} == {
+        "dev",
+        "empty.example",
+        "etc",
+        "sniproxy",
+        "usr",
+        "var",
+    }
+    assert (hosts / "sniproxy" / "sniproxy").exists()
+    assert (hosts / "usr" / "sniproxy").exists()
+    assert (other / "tmp").is_dir()
+
+
+@pytest.mark.parametrize("target", ["a host", "nothing"])
+def test_a_purge_leaves_a_link_of_the_executable_s_name(
+    purge: Callable[[], None], tmp_path: pathlib.Path, target: str
+) -> None:
+    (tmp_path / "srv" / "a host").mkdir()
+    (tmp_path / "srv" / "sniproxy").symlink_to(target)
+    purge()
+    assert (tmp_path / "srv" / "sniproxy").is_symlink()
+
+
+def test_a_purge_leaves_a_hosts_directory_that_is_elsewhere(
+    purge: Callable[[], None], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "srv").rename(tmp_path / "elsewhere")
+    (tmp_path / "srv").symlink_to("elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    purge()
+    assert (tmp_path / "srv").is_symlink()
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
+
+
+@needs_root
+def test_a_purge_leaves_a_hosts_directory_that_is_in_use(
+    purge: Callable[[], None], tmp_path: pathlib.Path
+) -> None:
+    """A mount point can't be removed, however empty."""
+    hosts, script = tmp_path / "srv", tmp_path / "postrm"
+    mounted = f"mount -t tmpfs none '{hosts}' && sh '{script}' purge"
+    done = run("unshare", "--mount", "sh", "-c", mounted)
+    if "mount: " in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert hosts.is_dir()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the root directory")
 def test_the_container_s_recipe(executable: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Do what the recipe says with unshare(1), on a port of our own."""

@@ -5,6 +5,7 @@ Then the archive has the machine for itself.
 
 import pathlib
 import re
+import shutil
 from collections.abc import Callable
 
 from support import (
@@ -59,10 +60,20 @@ def test_purging_it_leaves_nothing() -> None:
 
 
 def test_purging_it_keeps_the_hosts() -> None:
-    host = make_host("kept.promise.example")
-    run("dpkg", "--install", "/opt/inside/old.deb")
+    """Also one that has the name of the executable, and a directory that is somewhere else."""
+    hosts = [make_host("kept.promise.example"), make_host("sniproxy")]
+    run("dpkg", "--install", HERE / "old.deb")
     run("dpkg", "--purge", "sniproxy")
-    assert host.is_dir()
+    assert sorted(HOSTS.iterdir()) == hosts
+
+    HOSTS.rename("/srv/elsewhere")
+    HOSTS.symlink_to("elsewhere")
+    run("dpkg", "--install", HERE / "old.deb")
+    run("dpkg", "--purge", "sniproxy")
+    assert HOSTS.is_symlink()
+    assert set(hosts) <= set(HOSTS.iterdir())
+    HOSTS.unlink()
+    shutil.rmtree("/srv/elsewhere")
 
 
 def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
