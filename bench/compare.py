@@ -3,7 +3,8 @@
     python3 -m bench.compare [--quick] [--only PATTERN] [--candidates PATTERN] [--add NAME=COMMAND]
 
 Results go to bench/results/: results.json with every run, results.md with the medians as tables,
-results.svg as a picture. ``--publish`` puts them into docs/ as well.
+results.svg as a picture. ``--publish`` puts them into docs/ as well. The exit status is 1 where a
+figure of ours is missing, and 0 where a peer could not do a work, which is said.
 """
 
 import argparse
@@ -49,24 +50,28 @@ class Run:
         self._only = re.compile(options.only)
         self.results: report.Results = {}
         self.failures: list[str] = []
+        """What could not be measured of ours, and what ended the comparison."""
+        self.failures_of_peers: list[str] = []
 
     def wants(self, name: str) -> bool:
         return self._only.search(name) is not None
 
-    def fail(self, how: str) -> None:
-        self.failures.append(how)
-        print(f"FAILED {how}", file=sys.stderr)
+    def fail(self, how: str, offer: Offer | None = None) -> None:
+        """Tell of a failure; that of a peer is a result, and not one of the comparison."""
+        peer = offer is not None and not offer.ours and offer.name != FLOOR
+        (self.failures_of_peers if peer else self.failures).append(how)
+        print(f"{'failed, a peer:' if peer else 'FAILED'} {how}", file=sys.stderr)
 
     def note(
-        self, work: str, candidate: str, measure: Callable[..., Figures], *arguments: object
+        self, work: str, offer: Offer, measure: Callable[..., Figures], *arguments: object
     ) -> None:
         """Measure something, and keep its figures or how it failed."""
         try:
             figures = measure(*arguments)
         except (WorkError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-            self.fail(f"{work}: {error}")
+            self.fail(f"{work}: {error}", offer)
             return
-        self.results.setdefault(work, {}).setdefault(candidate, []).append(figures)
+        self.results.setdefault(work, {}).setdefault(offer.name, []).append(figures)
 
     def less(self, work: Work) -> Work:
         return work.less() if self.quick else work
@@ -75,12 +80,12 @@ class Run:
         """Measure what needs a candidate that has just been started, and no other beside it."""
         bench = self.bench
         for offer in offers if self.wants("memory") else []:
-            self.note("memory", offer.name, bench.memory, offer)
+            self.note("memory", offer, bench.memory, offer)
             if offer.name == OURS_ALL:
-                self.note("worker", offer.name, bench.worker, offer)
+                self.note("worker", offer, bench.worker, offer)
         for offer in offers if self.wants("system calls") else []:
             if not offer.several:
-                self.note("system calls", offer.name, bench.system_calls, offer)
+                self.note("system calls", offer, bench.system_calls, offer)
 
     def in_turn(self, candidates: list[Candidate]) -> None:
         """Measure all candidates, one after another, in several rounds; the first of a round is
@@ -90,26 +95,26 @@ class Run:
             try:
                 bench.warm_up(candidate)
             except WorkError as error:
-                self.fail(str(error))
+                self.fail(str(error), candidate.offer)
                 candidates.remove(candidate)
         for work in filter(lambda work: self.wants(work.name), WORKS):
             for turn in range(self.rounds):
                 for one in rotated(candidates, turn):
-                    self.note(work.name, one.name, bench.work, one, self.less(work))
+                    self.note(work.name, one.offer, bench.work, one, self.less(work))
             print(f"{time.strftime('%H:%M:%S')} {work.name}", file=sys.stderr)
         connection = self.less(CONNECTION)
         alone = [one for one in candidates if not one.offer.several]
         for turn in range(min(self.rounds, 3)):
             for one in rotated(alone, turn) if self.wants("neighbour") else []:
-                self.note("neighbour", one.name, bench.neighbour, one, 10 if self.quick else 1)
+                self.note("neighbour", one.offer, bench.neighbour, one, 10 if self.quick else 1)
             for one in rotated(alone, turn) if self.wants("accept with held") else []:
                 if one.name == FLOOR or one.offer.ours:
                     work = "accept with held"
-                    self.note(work, one.name, bench.accept_with_held, one, connection)
+                    self.note(work, one.offer, bench.accept_with_held, one, connection)
             for one in candidates if self.wants("spread") else []:
                 if one.name in {OURS_ALL, NGINX_TWO}:
                     workers = 2 if one.name == NGINX_TWO else len(os.sched_getaffinity(0))
-                    self.note("spread", one.name, bench.spread, one, connection, workers)
+                    self.note("spread", one.offer, bench.spread, one, connection, workers)
 
 
 def rotated(candidates: list[Candidate], turn: int) -> list[Candidate]:
@@ -188,7 +193,7 @@ def main() -> int:
                 try:
                     candidates.append(start(offer, bench.site))
                 except RuntimeError as error:
-                    run.fail(str(error))
+                    run.fail(str(error), offer)
             run.in_turn(list(candidates))
         except (KeyboardInterrupt, SystemExit) as error:
             run.fail(f"not finished: {error or 'interrupted'}")
@@ -208,7 +213,10 @@ def main() -> int:
     if wish.publish:
         publish.publish(everything)
     print(text)
-    print(f"{time.monotonic() - begin:.0f} s, {len(run.failures)} failures; {output}/results.*")
+    print(
+        f"{time.monotonic() - begin:.0f} s, {len(run.failures)} failures of ours, "
+        f"{len(run.failures_of_peers)} of peers; {output}/results.*"
+    )
     return 1 if run.failures else 0
 
 

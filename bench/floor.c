@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -331,7 +332,6 @@ int main(int argc, char **argv)
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
-    fcntl(0, F_SETFL, O_NONBLOCK);
     int yes = 1;
     setsockopt(0, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
     setsockopt(0, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
@@ -351,6 +351,7 @@ int main(int argc, char **argv)
             }
             batch = turn != last_turn + 1 ? 1 : batch < LARGEST_BATCH ? 2 * batch : batch;
             last_turn = turn;
+            ioctl(0, FIONBIO, &yes);
             for (unsigned k = 0; k < batch && welcome(0); k++)
                 ;
         }

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import build
+import licences
 from chain import archive, bill, components
 from chain.failure import BuildFailure
 
@@ -35,8 +36,7 @@ def main() -> int:
     places = build.Places(build.ROOT, build.ROOT / "build")
     try:
         build.make(build.ROOT / "dist" / build.output_name(hashed=False), hashed=False)
-        packages = build.executable.Tools(places.build / "tools").packages
-        found = components.all_components(places.launcher, places.source, places.origin, packages)
+        found = licences.all_components(places)
         made = [file for hashed in (False, True) for file in flavour_archive(found, hashed=hashed)]
     except BuildFailure as failure:
         print(f"archives.py: {failure}", file=sys.stderr)

@@ -1,9 +1,44 @@
 """Processes of a test's own, for what must not happen to the test run itself."""
 
+import ctypes
 import os
+import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+
+PATIENCE = 60
+"""Seconds after which a process that hangs is ended."""
+
+NUMBERS = {"splice": {"x86_64": 275, "aarch64": 76}}
+"""Of system calls, from the kernel's asm/unistd_64.h and asm-generic/unistd.h."""
+
+
+class _Filter(ctypes.Structure):
+    """A program for the kernel: struct sock_fprog, linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def forbid(call: str, error: int) -> None:
+    """Have a system call fail in this process from now on, seccomp(2)."""
+    number = NUMBERS[call][platform.machine()]
+    # Load the number of the call; if it is this one, return the error, else allow it.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | error)]
+    steps.append((0x06, 0, 0, 0x7FFF0000))
+    code = b"".join(
+        operation.to_bytes(2, sys.byteorder)
+        + bytes([if_true, if_false])
+        + value.to_bytes(4, sys.byteorder)
+        for operation, if_true, if_false, value in steps
+    )
+    system = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, filter_mode = 38, (22, 2)
+    if system.prctl(no_new_privileges, 1, 0, 0, 0) or system.prctl(
+        *filter_mode, ctypes.byref(_Filter(len(steps), code))
+    ):
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def in_child(work: Callable[[], object]) -> None:
@@ -13,6 +48,7 @@ def in_child(work: Callable[[], object]) -> None:
     child = os.fork()
     if not child:
         status = 1
+        signal.alarm(PATIENCE)
         try:
             work()
             status = 0

@@ -3,6 +3,7 @@
 import itertools
 import ssl
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
@@ -235,8 +236,9 @@ def test_refusals(wire: bytes, expected: int) -> None:
 
 
 def test_other_name_types_are_skipped_and_the_first_host_name_counts() -> None:
-    wire = records(message(server_name((7, b"\xff"), (0, b"First"), (0, b"second"))))
-    assert parse(wire) == "first"
+    for skipped in (b"\xff", b"", b"\0" * 255, b"\xff" * 256, b"\0" * 1000):
+        wire = records(message(server_name((7, skipped), (0, b"First"), (0, b"second"))))
+        assert parse(wire) == "first"
     assert parse(hello("a" * 254)) == "a" * 254
 
 
@@ -309,6 +311,24 @@ def test_byte_by_byte_costs_linear_time(monkeypatch: pytest.MonkeyPatch) -> None
     # Each byte is put into the message once; of what is in it, only the name and the lengths are
     # read: a byte of padding is never looked at again.
     assert large[1] < 1.1 * 20_000 + 200
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda count: extension(9, b"") * count + server_name((0, b"a.example")),
+        lambda count: server_name(*[(9, b"x")] * count, (0, b"a.example")),
+    ],
+    ids=["extensions", "names"],
+)
+def test_many_small_parts_cost_linear_time(
+    monkeypatch: pytest.MonkeyPatch, many: Callable[[int], bytes]
+) -> None:
+    """Where it had to stop is where it goes on, and not at the first of them."""
+    small = cost(records(message(many(100))), monkeypatch)
+    large = cost(records(message(many(1000))), monkeypatch)
+    for one, other in zip(small, large, strict=True):
+        assert other < 11 * one
 
 
 def test_the_largest_hello_fits_the_cap() -> None:

@@ -1,4 +1,4 @@
-"""Thousands of hellos, well-formed and mutated, against the second implementation.
+"""Thousands of hellos, well-formed and mutated, against the second implementation and OpenSSL.
 
 Not at random: each run sees the same. Every byte of every hello is changed in several ways, cut
 off, doubled and left out, in several cuts into records. Among the hellos are those that real
@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.parser import client_hello
-from sniproxy.parser.alert import Refusal
+from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.parser.client_hello import ClientHelloParser
 from tests.hello import extension, hello, message, records, server_name
-from tests.test_client_hello import FIXTURE, Outcome, reference
+from tests.test_client_hello import FIXTURE, Outcome, real_hello, reference
 
 NAME = "a.example"
 
@@ -231,6 +231,43 @@ def test_a_real_hello_mutated(real: bytes) -> None:
     wires = list(mutations(real, chance))
     for wire in chance.sample(wires, 1500):
         compare(wire, chance)
+
+
+def names_that_openssl_sees(context: ssl.SSLContext, wire: bytes) -> list[str | None]:
+    """Give the one name, or None for a hello without; nothing where it accepts no hello."""
+    names: list[str | None] = []
+
+    def stop(_: object, name: str | None, __: object) -> int:
+        names.append(name)
+        return ssl.ALERT_DESCRIPTION_USER_CANCELLED
+
+    context.sni_callback = stop
+    incoming = ssl.MemoryBIO()
+    incoming.write(wire)
+    with pytest.raises((ssl.SSLWantReadError, ssl.SSLError)):
+        context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True).do_handshake()
+    return names
+
+
+# Python complains of a name that is not ASCII, which is none to us, instead of giving it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_backend_sees_no_other_name() -> None:
+    """Where a backend chooses its certificate and its site by the name, it must choose by the one
+    that it was reached by. OpenSSL accepts fewer hellos, and in them it sees ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    seen: Counter[str] = Counter()
+    for wire in mutations(real_hello("Www.Example.com"), random.Random(7)):
+        for theirs in names_that_openssl_sees(context, wire):
+            ours = outcome(wire)
+            if isinstance(ours, str):
+                assert theirs is not None, wire.hex()
+                assert ours == theirs.lower(), wire.hex()
+                seen["the same"] += 1
+            else:
+                assert ours == (Alert.UNRECOGNIZED_NAME, 0), wire.hex()
+                seen["none of ours"] += 1
+    assert seen["the same"] > 1000
+    assert seen["none of ours"] > 10
 
 
 def test_a_long_list_of_protocols_makes_a_real_hello_long() -> None:

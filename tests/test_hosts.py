@@ -105,7 +105,9 @@ def test_a_look_up_from_elsewhere_never_happens(
     """Where the right to come back was taken away, look-ups fail until it is given again."""
     long, top = "b" * 200, tmp_path / "hosts"
     backend = make(backends, "a.example")
-    (top / long / "a.example").mkdir(parents=True)
+    (top / long).mkdir()
+    backends.append(Backend(top / long))
+    (top / long / "a.example").mkdir()
     stray = Backend(top / long / "a.example")
     backends.append(stray)
     for parent in top.parents[:-2]:
@@ -113,12 +115,19 @@ def test_a_look_up_from_elsewhere_never_happens(
     for socket_path in top.glob("**/tls-socket"):
         socket_path.chmod(0o777)
 
+    class Closing(socket.socket):
+        """In the time that its connect takes, the right to come back is taken away."""
+
+        def connect(self, address: object) -> None:
+            super().connect(address)  # type: ignore[arg-type]
+            os.seteuid(0)
+            top.chmod(0)
+            os.seteuid(65534)
+
     def work() -> None:
-        # As it is when the right is lost between the step into a directory and the step back.
-        os.chdir(long)
-        hosts._elsewhere = True
-        top.chmod(0)
         os.seteuid(65534)
+        with Closing(socket.AF_UNIX) as stream, pytest.raises(PermissionError):
+            hosts.connect(long, stream)  # type: ignore[arg-type]
         for _ in range(2):
             with pytest.raises(PermissionError):
                 connect(hosts, "a.example")

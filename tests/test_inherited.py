@@ -68,6 +68,12 @@ def tcp() -> socket.socket:
         yield listening
 
 
+def test_no_sockets_at_all() -> None:
+    for none in ("0", "00"):
+        found = look([], LISTEN_PID="PID", LISTEN_FDS=none)
+        assert "standard input is not a listening socket" in str(found)
+
+
 def test_standard_input(tcp: socket.socket, tmp_path: pathlib.Path) -> None:
     with socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(tmp_path / "socket"))

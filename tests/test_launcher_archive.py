@@ -1,7 +1,10 @@
-"""What is downloaded: the archive and its checksums."""
+"""What is downloaded: the archive and its checksums; and the licences that a package has too."""
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 from launcher.chain import archive
 from launcher.chain.components import Component
 from launcher.chain.failure import BuildFailure
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PROGRAM = '#!/bin/sh\necho "${0##*/}"\n'
 
@@ -21,8 +26,10 @@ def repository(tmp_path: Path) -> Path:
         *archive.PAGES,
         "chroot/sniproxy.service",
         "chroot/s6/run",
+        "chroot/debian/control",
         "docs/man/sniproxy.8",
         "docs/design.md",
+        "docs/__pycache__/design.pyc",
         "tests/secret",
     ):
         file = root / name
@@ -58,6 +65,61 @@ def test_everything_has_its_place(repository: Path) -> None:
         "share/man/man8/sniproxy.8",
         *archive.PAGES,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("README.md", "[a](docs/design.md), [b](chroot)", "[a](docs/design.md), [b](chroot)"),
+        ("README.md", "[a](docs/design.md#why)", "[a](docs/design.md#why)"),
+        ("README.md", "[a](https://a.example/b) [c](#d)", "[a](https://a.example/b) [c](#d)"),
+        ("README.md", "[a](tests/secret), [b](b.md#c)", "a, b"),
+        ("README.md", "[a](chroot/debian/control)", "a"),
+        ("README.md", "![a](a.svg)", "a"),
+        ("README.md", "[`a [b] [c]`](d.md)", "`a [b] [c]`"),
+        ("README.md", "[a](docs/man/sniproxy.8)", "[a](share/man/man8/sniproxy.8)"),
+        ("README.md", "`man docs/man/sniproxy.8`", "`man share/man/man8/sniproxy.8`"),
+        ("docs/design.md", "[a](../README.md) [b](README.md)", "[a](../README.md) b"),
+    ],
+)
+def test_pages_are_right_where_they_are(
+    repository: Path, name: str, text: str, expected: str
+) -> None:
+    (repository / name).write_text(text)
+    assert layout(repository)[name] == expected.encode()
+
+
+def test_no_page_of_ours_has_a_dead_link(tmp_path: Path) -> None:
+    (tmp_path / "sniproxy").write_text(PROGRAM)
+    found = archive.contents(ROOT, tmp_path / "sniproxy", "{}", [])
+    archive.write(tmp_path / "x.tar", "x", found, 0)
+    subprocess.run(["tar", "-x", "-f", tmp_path / "x.tar", "-C", tmp_path], check=True)
+    links = [
+        (page, target)
+        for page in (tmp_path / "x").rglob("*.md")
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        if not target.startswith("https:")
+    ]
+    assert len(links) > 10
+    assert [link for link in links if not (link[0].parent / link[1]).exists()] == []
+
+
+def licences(script: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, script, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_licences_of_nothing_built_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "launcher", tmp_path / "launcher")
+    done = licences(tmp_path / "launcher" / "licences.py", tmp_path / "licenses")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "source.json: run `make executable` first" in done.stderr
+    assert not (tmp_path / "licenses").exists()
+
+
+def test_licences_need_a_folder() -> None:
+    done = licences(ROOT / "launcher" / "licences.py")
+    assert (done.returncode, done.stderr) == (2, "usage: licences.py FOLDER\n")
 
 
 def test_it_unpacks_to_commands_that_run(repository: Path, tmp_path: Path) -> None:

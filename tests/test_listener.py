@@ -4,12 +4,15 @@ import errno
 import os
 import pathlib
 import resource
+import select
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.proxy.listener import EPISODE, PAUSE, Listener
+from sniproxy.proxy.listener import EPISODE, MOST_FAILURES, PAUSE, Listener
+from tests.end_to_end.harness import TIMEOUT, in_thread, wait_until
 from tests.hello import hello
 from tests.plane import Plane
 from tests.processes import in_child
@@ -34,7 +37,8 @@ def close_all(clients: list[socket.socket]) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_queue_is_emptied(plane: Plane, listening: socket.socket, shared: bool) -> None:
-    listener = Listener(listening.dup(), plane.connections, shared)
+    crowded = (lambda: None) if shared else None
+    listener = Listener(listening.dup(), plane.connections, crowded)
     clients = connect(listening, 200)
     plane.until(lambda: plane.connections.totals.accepted == 200)
     # The batches grow while the queue lasts: not one look for events a connection.
@@ -75,13 +79,25 @@ def test_a_unix_socket_has_no_such_options(plane: Plane, tmp_path: pathlib.Path)
 
 
 def test_somebody_else_was_quicker(plane: Plane, listening: socket.socket) -> None:
-    """An event whose connection is gone does not block, though the socket came blocking."""
-    listening.setblocking(True)
-    listener = Listener(listening, plane.connections)
-    for _ in range(3):
-        listener.ready(0)
-    assert plane.connections.totals.accepted == 0
-    listener.close()
+    """An event whose connection is gone does not block, though the socket came blocking, or was
+    made so again by somebody who shares it."""
+
+    def work() -> None:
+        other = listening.dup()
+        listener = Listener(listening, plane.connections)
+        for _ in range(3):
+            other.setblocking(True)
+            listener.ready(0)
+        assert plane.connections.totals.accepted == 0
+        clients = connect(other, 3)
+        # In the second turn there is one connection less than it looks for.
+        while plane.connections.totals.accepted < 3:
+            other.setblocking(True)
+            plane.turn()
+        close_all(clients)
+        listener.close()
+
+    in_child(work)
 
 
 def test_closing_leaves_the_socket_to_the_others(plane: Plane, listening: socket.socket) -> None:
@@ -92,6 +108,16 @@ def test_closing_leaves_the_socket_to_the_others(plane: Plane, listening: socket
     assert plane.connections.totals.accepted == 0
     accepted, _ = listening.accept()
     close_all([accepted, *clients])
+
+
+EPOLL_WAITS = {"232", "281", "22"}
+"""Numbers of epoll_wait and epoll_pwait on x86_64, and of epoll_pwait on aarch64."""
+
+
+def asleep(thread: threading.Thread) -> bool:
+    """Say whether a thread waits for events, proc(5)."""
+    call = pathlib.Path(f"/proc/self/task/{thread.native_id}/syscall").read_text()
+    return call.split()[0] in EPOLL_WAITS
 
 
 class Troubled(socket.socket):
@@ -136,6 +162,85 @@ def test_the_trouble_of_one_client_is_passed_over(plane: Plane, error: int) -> N
     assert plane.clock.timers <= 1  # the sweep of undecided hellos, no pause
     assert "accept_failed" not in plane.log
     close_all(clients)
+    listener.close()
+
+
+def test_trouble_with_every_client_is_our_own(plane: Plane) -> None:
+    """A filter that forbids to accept takes nothing from the queue: no loop without an end."""
+    listening = troubled(*[errno.EPERM] * 1000)
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 1)
+    plane.turn(500)
+    assert len(listening.errors) == 1000 - MOST_FAILURES
+    assert plane.log.count("event=accept_failed") == 1
+    plane.clock.advance(PAUSE)
+    plane.turn(500)
+    assert len(listening.errors) == 1000 - MOST_FAILURES - 1
+    listening.errors.clear()
+    plane.clock.advance(PAUSE)
+    plane.until(lambda: plane.connections.totals.accepted == 1)
+    # The next one's trouble is its own again.
+    listening.errors = [errno.EPERM]
+    clients += connect(listening, 1)
+    plane.until(lambda: plane.connections.totals.accepted == 2)
+    close_all(clients)
+    listener.close()
+
+
+def test_what_the_poller_refuses_it_takes_later(plane: Plane) -> None:
+    listening = troubled(errno.EMFILE)
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 1)
+    plane.until(lambda: not listening.errors)
+    # As long as it is registered, it can't be once more.
+    plane.poller.watch(listening.fileno(), listener)
+    for _ in range(3):
+        plane.clock.advance(PAUSE)
+    assert plane.log.count("event=accept_failed") == 1
+    assert plane.faults == []
+    plane.poller.unwatch(listening.fileno())
+    plane.clock.advance(PAUSE)
+    plane.until(lambda: plane.connections.totals.accepted == 1)
+    assert plane.clock.timers <= 1
+    close_all(clients)
+    listener.close()
+
+
+def test_what_it_cannot_take_others_are_to_look_at(plane: Plane) -> None:
+    called: list[bool] = []
+    listening = troubled(errno.EMFILE, errno.EMFILE)
+    listener = Listener(listening, plane.connections, lambda: called.append(True))
+    clients = connect(listening, 1)
+    plane.turn(5)
+    assert called == [True]
+    # It does not look itself meanwhile, or two that are crowded would tell each other without end.
+    listener.look()
+    plane.turn(5)
+    assert listening.errors == [errno.EMFILE]
+    plane.clock.advance(PAUSE)
+    plane.turn(5)
+    assert called == [True, True]
+    plane.clock.advance(PAUSE)
+    plane.until(lambda: plane.connections.totals.accepted == 1)
+    close_all(clients)
+    listener.close()
+
+
+def test_a_look_at_what_another_was_woken_for(plane: Plane, listening: socket.socket) -> None:
+    """Of two that share the socket one is woken, and takes nothing."""
+    idle = select.epoll()
+    idle.register(listening, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    listener = Listener(listening.dup(), plane.connections, lambda: None)
+    thread = in_thread(lambda: idle.poll(TIMEOUT))
+    wait_until(lambda: asleep(thread))
+    clients = connect(listening, 1)
+    thread.join()
+    plane.turn(5)
+    assert plane.connections.totals.accepted == 0
+    listener.look()
+    plane.until(lambda: plane.connections.totals.accepted == 1)
+    close_all(clients)
+    idle.close()
     listener.close()
 
 

@@ -1,5 +1,7 @@
 """The log can neither raise, nor block, nor kill."""
 
+import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -22,7 +24,7 @@ from sniproxy.proxy.log import (
     is_journal,
     sink_of,
 )
-from tests.processes import in_child
+from tests.processes import forbid, in_child
 
 
 def test_fields_are_one_word() -> None:
@@ -146,6 +148,30 @@ def test_a_reader_that_is_gone(tmp_path: pathlib.Path) -> None:
     log.info("lost")
     assert log.dropped == 1
     log.close()
+
+
+def test_a_pipe_where_splice_is_forbidden() -> None:
+    def work() -> None:
+        forbid("splice", errno.EPERM)
+        read, write = os.pipe()
+        log = Log(PipeSink(write))
+        log.info("here")
+        assert os.read(read, 999).endswith(b"event=here\n")
+        os.set_blocking(write, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, b"x" * 4096)
+        os.set_blocking(write, True)
+        log.info("waits")
+        assert log.flush()
+        os.read(read, 1 << 20)
+        assert not log.flush()
+        assert os.read(read, 999).endswith(b"event=waits\n")
+        os.close(read)
+        log.info("lost")
+        assert log.dropped == 1
+
+    in_child(work)
 
 
 def test_syslog(tmp_path: pathlib.Path) -> None:

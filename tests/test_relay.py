@@ -1,5 +1,7 @@
 """The relay between socket pairs, by a clock of the test's own, and with pipes that are refused."""
 
+import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -22,7 +24,7 @@ from sniproxy.proxy.relay import (
 )
 from tests.clock import Clock
 from tests.end_to_end.harness import reset
-from tests.processes import in_child
+from tests.processes import forbid, in_child
 
 TURNS = 5000
 SOMEBODY = 54321
@@ -360,3 +362,73 @@ def test_the_last_of_the_pipes_is_somebody_else_s() -> None:
     for pipe in taken:
         pair.relay.pipes.give_back(pipe)
     pair.close()
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOMEM])
+def test_where_splice_is_refused_it_copies(error: int) -> None:
+    def work() -> None:
+        forbid("splice", error)
+        pair = Pair(tcp=True)
+        data = os.urandom(6_000_000)
+        assert pair.transfer(pair.client, pair.backend, data) == data
+        pair.close()
+
+    in_child(work)
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOMEM])
+def test_what_is_in_a_pipe_when_splice_is_refused_comes_out(error: int) -> None:
+    def work() -> None:
+        pair = Pair(tcp=True)
+        data = os.urandom(8_000_000)
+        sent = 0
+        while pair.joined.pipe is None:
+            with contextlib.suppress(BlockingIOError):
+                sent += pair.client.send(data[sent : sent + 500_000])
+            pair.turn()
+        assert pair.joined.pipe.held
+        forbid("splice", error)
+        assert pair.transfer(pair.client, pair.backend, data[sent:]) == data
+        assert pair.relay.pipes.take() is None or error == errno.ENOMEM
+        pair.close()
+
+    in_child(work)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_bulk_goes_on_behind_urgent_data(at_once: bool) -> None:
+    """splice(2) does not get past TCP's urgent byte; what it says there is no end."""
+    pair = Pair(tcp=True)
+    start, middle, rest = (os.urandom(size) for size in (3_000_000, 300_000, 100_000))
+    got = b""
+    for at in range(0, len(start), 500_000):
+        pair.client.send(start[at : at + 500_000])
+        got += receive(pair, pair.backend, len(start[: at + 500_000]) - len(got))
+    assert got == start
+    assert pair.joined.bulk > 1
+    pair.client.send(middle)
+    pair.client.send(b"!", socket.MSG_OOB)
+    pair.client.send(rest)
+    if at_once:
+        pair.client.shutdown(socket.SHUT_WR)
+    # Urgent data is beside the stream, RFC 9293 section 3.8.5.
+    assert receive(pair, pair.backend, 400_000) == middle + rest
+    if not at_once:
+        pair.client.shutdown(socket.SHUT_WR)
+    pair.idle()
+    assert pair.backend.recv(1) == b""
+    pair.close()
+
+
+def test_a_backend_that_cannot_be_watched_is_closed(pair: Pair) -> None:
+    """The client is still its owner's; nothing of the backend is left."""
+    client, backend = socket.socketpair(), socket.socketpair()
+    pair.poller.watch(backend[0].fileno(), pair.joined)  # a second time it can't be
+    with pytest.raises(FileExistsError):
+        pair.relay.join(client[0], backend[0], None, watched=False)
+    assert backend[0].fileno() == -1
+    assert backend[1].recv(1) == b""
+    assert len(pair.poller.watchers()) == 2 + 1
+    client[0].sendall(b"still open")
+    for one in (*client, backend[1]):
+        one.close()

@@ -6,6 +6,8 @@ licences of what is inside. Equal contents give equal bytes.
 
 import hashlib
 import io
+import os.path
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -18,7 +20,14 @@ NAMES = ("sniproxy-hostname", "sniproxy-check", "sniproxy-listen")
 
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE")
 FOLDERS = ("chroot", "docs")
-"""What of the repository goes in as it is; manual pages go to a place of their own."""
+"""What of the repository goes in; manual pages go to a place of their own."""
+
+LEFT_OUT = ("chroot/debian", "__pycache__")
+"""Folders of these that are of no use without the repository."""
+
+LINK = re.compile(r"!?\[((?:[^][]|\[[^][]*\])*)\]\(([^):#]+)(?:#[^)]*)?\)")
+"""A link, or a picture, of a page in Markdown, that leads to a file and not to the network. Its
+words may have brackets in them."""
 
 Contents = dict[str, Path | bytes | str]
 """Name below the archive's folder to the file, the bytes, or (a text) where a link leads."""
@@ -29,15 +38,18 @@ def contents(root: Path, executable: Path, bill: str, components: Iterable[Compo
     found: Contents = {"bin/sniproxy": executable, "sbom.cdx.json": bill.encode()}
     found.update({f"bin/{name}": "sniproxy" for name in NAMES})
     found.update({page: root / page for page in PAGES})
+    moved = {}
     for folder in FOLDERS:
         for file in sorted((root / folder).rglob("*")):
+            name = file.relative_to(root).as_posix()
             if is_manual_page(file):
-                found[f"share/man/man{file.suffix[1:]}/{file.name}"] = file
-            elif file.is_file() and "__pycache__" not in file.parts:
-                found[file.relative_to(root).as_posix()] = file
-    for component in components:
-        if component.inside:
-            found.update(_licences(component))
+                moved[name] = f"share/man/man{file.suffix[1:]}/{file.name}"
+                found[moved[name]] = file
+            elif file.is_file() and not any(f"{out}/" in name for out in LEFT_OUT):
+                found[name] = file
+    for name in [name for name in found if name.endswith(".md")]:
+        found[name] = page((root / name).read_text(), name, moved, found).encode()
+    found.update({f"licenses/{name}": file for name, file in licences(components).items()})
     return found
 
 
@@ -45,9 +57,29 @@ def is_manual_page(file: Path) -> bool:
     return len(file.suffix) == 2 and file.suffix[1].isdigit() and file.is_file()
 
 
-def _licences(component: Component) -> Contents:
-    folder = f"licenses/{component.name.replace(' ', '-')}-{component.version}"
-    return {f"{folder}/{file.name}": file for file in component.files}
+def page(text: str, name: str, moved: Mapping[str, str], found: Iterable[str]) -> str:
+    """Give a page of the repository as it is right among what is ``found``: what has ``moved`` is
+    named by its new place, and of a link to what is left out the words remain."""
+    for old, new in moved.items():
+        text = text.replace(old, new)
+    paths = [PurePosixPath(one) for one in found]
+    there = {str(one) for path in paths for one in (path, *path.parents)}
+
+    def kept(link: re.Match[str]) -> str:
+        target = os.path.normpath(PurePosixPath(name).parent / link[2])
+        return link[0] if target in there else link[1]
+
+    return LINK.sub(kept, text)
+
+
+def licences(components: Iterable[Component]) -> dict[str, Path]:
+    """Lay out the licences of what is inside, a folder for each work."""
+    return {
+        f"{component.name.replace(' ', '-')}-{component.version}/{file.name}": file
+        for component in components
+        if component.inside
+        for file in component.files
+    }
 
 
 def write(archive: Path, folder: str, found: Mapping[str, Path | bytes | str], epoch: int) -> None:

@@ -12,9 +12,13 @@ use std::{
     env,
     ffi::{c_char, c_int, c_void, CStr, OsString},
     fmt,
+    fs::File,
     io::{self, Write},
     mem,
-    os::{fd::AsRawFd, unix::net::UnixDatagram},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::net::{UnixDatagram, UnixStream},
+    },
     path::PathBuf,
     process::exit,
     ptr, slice,
@@ -44,6 +48,7 @@ extern "C" {
     static mut PyImport_FrozenModules: *const FrozenModule;
     static _PyImport_FrozenBootstrap: *const FrozenModule;
     static _PyImport_FrozenStdlib: *const FrozenModule;
+    fn dup2(from: c_int, to: c_int) -> c_int;
     fn signal(number: c_int, action: usize) -> usize;
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
 }
@@ -90,6 +95,20 @@ fn occupy_standard_descriptors() {
     }
 }
 
+/// Have an empty stream in the place of a standard input that is a directory.
+///
+/// The trap: CPython does not start there. What runs then says what it misses.
+fn replace_directory() {
+    // Sound: the descriptor is not closed with the file.
+    let input = mem::ManuallyDrop::new(unsafe { File::from_raw_fd(0) });
+    if input.metadata().is_ok_and(|status| status.is_dir()) {
+        if let Ok((empty, _closed)) = UnixStream::pair() {
+            // Sound: a descriptor that is open, onto one that nothing uses yet.
+            unsafe { dup2(empty.as_raw_fd(), 0) };
+        }
+    }
+}
+
 /// Look names up in files only, whatever /etc/nsswitch.conf says.
 ///
 /// The trap: the C library, though static, loads the plugins named there (Debian's has `systemd` for
@@ -110,6 +129,7 @@ fn load_no_plugins() {
 #[no_mangle]
 pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
     occupy_standard_descriptors();
+    replace_directory();
     // As Python does when it starts by itself: a write to a pipe without a reader is an error, and
     // not the end. Sound: no handler of ours runs.
     unsafe { signal(SIGPIPE, SIG_IGN) };

@@ -4,11 +4,13 @@ Standard input first, as systemd's ``StandardInput=socket``, inetd and s6 pass i
 LISTEN_FDS convention of sd_listen_fds(3).
 """
 
+import fcntl
 import os
 import socket
 from collections.abc import MutableMapping
 
 STANDARD_INPUT = 0
+_STANDARD_ERROR = 2
 _FIRST_LISTEN_FD = 3
 _LONGEST_COUNT = 9
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
@@ -30,12 +32,12 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     refusal = _why_not(STANDARD_INPUT)
     if refusal is None:
         return [_own(STANDARD_INPUT)]
-    if passed["LISTEN_PID"] != str(os.getpid()) or passed["LISTEN_FDS"] in ("", "0"):
+    count = passed["LISTEN_FDS"]
+    if passed["LISTEN_PID"] != str(os.getpid()) or not count.strip("0"):
         raise NoListeningSocket(
             f"standard input is not a listening socket ({refusal}): start sniproxy from systemd, "
             "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`; manual: man 8 sniproxy"
         )
-    count = passed["LISTEN_FDS"]
     if not count.isdecimal() or len(count) > _LONGEST_COUNT:
         raise NoListeningSocket(f"LISTEN_FDS is {count!r}: expected a number, sd_listen_fds(3)")
     descriptors = range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + int(count))
@@ -56,7 +58,7 @@ def _why_not(fd: int) -> str | None:
     """Say what ``fd`` is instead of a listening stream socket; None if it is one."""
     try:
         # Closed with the object: the copy, not the descriptor that we were given.
-        with socket.socket(fileno=os.dup(fd)) as candidate:
+        with _own(fd) as candidate:
             if candidate.family not in _FAMILIES:
                 return f"a socket of family {candidate.family!s}"
             if candidate.type != socket.SOCK_STREAM:
@@ -69,7 +71,8 @@ def _why_not(fd: int) -> str | None:
 
 
 def _own(fd: int) -> socket.socket:
-    return socket.socket(fileno=os.dup(fd))
+    # Not where a standard descriptor is closed: it would be taken for what inetd passes there.
+    return socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1))
 
 
 def same_file(one: int, other: int) -> bool:
@@ -81,11 +84,11 @@ def same_file(one: int, other: int) -> bool:
 
 
 def replace_standard_descriptors(listening: socket.socket, placeholder: int) -> None:
-    """Put ``placeholder`` where standard input, output or error are the listening socket.
+    """Put ``placeholder`` where a standard descriptor is closed or the listening socket.
 
     A copy that stayed open would keep the socket listening when we have stopped, and a number that
     is free would go to a client's connection, to be written to by whoever writes to descriptor 1.
     """
     for fd in (0, 1, 2):
-        if same_file(fd, listening.fileno()):
+        if not same_file(fd, fd) or same_file(fd, listening.fileno()):
             os.dup2(placeholder, fd)

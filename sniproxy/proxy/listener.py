@@ -7,6 +7,7 @@ now is accepted later.
 
 import errno
 import socket
+from collections.abc import Callable
 
 from sniproxy.proxy.connection import Connections
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
@@ -21,6 +22,10 @@ that would be the same one each time. (nginx steps back after as many.)"""
 
 PAUSE = 0.1
 """Seconds without accepting when no descriptor is free: the queue keeps the connections."""
+
+MOST_FAILURES = 100
+"""Connections in a row that could not be accepted, each for a reason of its own; after so many the
+reason is ours (a filter of system calls that forbids it, say), and trying on would be all we do."""
 
 EPISODE = 10.0
 """Seconds without trouble after which the next trouble is worth another line in the log."""
@@ -46,23 +51,30 @@ _OF_ONE_CLIENT = frozenset(
 
 
 class Listener:
-    """Accepts from one listening socket while it is open. ``shared``: so do other workers."""
+    """Accepts from one listening socket while it is open.
+
+    Where other workers do as well, ``crowded`` is called when this one can't take what waits there,
+    and somebody is to have the others ``look``: only we were woken for it.
+    """
 
     def __init__(
-        self, listening: socket.socket, connections: Connections, shared: bool = False
+        self,
+        listening: socket.socket,
+        connections: Connections,
+        crowded: Callable[[], None] | None = None,
     ) -> None:
         self._socket = listening
         self._connections = connections
-        self._shared = shared
+        self._crowded = crowded
+        self._shared = crowded is not None
         self._stint = STINT
         # As a plain number: the property converts it to an enumeration each time.
         self._family = int(listening.family)
         self._batch = 1
         self._last_turn = 0
-        self._paused = False
+        self._failures = 0
+        self._watched = False
         self._last_trouble = float("-inf")
-        # Others may take what the poller told us of; a blocking accept would stop everything.
-        listening.setblocking(False)
         if listening.family in (socket.AF_INET, socket.AF_INET6):
             # Inherited by what is accepted, so that no connection costs a call for it: dead
             # clients are found, and small records are not held back.
@@ -72,6 +84,13 @@ class Listener:
 
     def _watch(self) -> None:
         self._connections.poller.watch_listener(self._socket.fileno(), self, shared=self._shared)
+        self._watched = True
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            # The registration would outlive our descriptor as long as somebody else has one.
+            self._connections.poller.unwatch(self._socket.fileno())
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a listening socket is only ever readable
         """Accept a batch, larger each time that the queue outlasted the last.
@@ -83,6 +102,10 @@ class Listener:
         largest = STINT if self._shared else LARGEST_BATCH
         self._batch = min(2 * self._batch, largest) if turn == self._last_turn + 1 else 1
         self._last_turn = turn
+        # Others may take what the poller told us of, and a blocking accept would stop everything.
+        # They may also have made it blocking again: systemd does with each command of a unit that
+        # has it as standard input (exec_child), long after we have started.
+        self._socket.setblocking(False)
         # The listening socket's own accept makes a socket.socket and its time-out with each call.
         accept = self._socket._accept  # type: ignore[attr-defined]
         family = self._family
@@ -98,20 +121,27 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _OF_ONE_CLIENT:
+                self._failures += 1
+                if error.errno in _OF_ONE_CLIENT and self._failures < MOST_FAILURES:
                     continue
                 self._trouble(error)
                 if error.errno in DESCRIPTORS_EXHAUSTED and self._connections.evict_oldest():
                     continue
                 self._pause()
                 return
+            self._failures = 0
             welcome(make(family, _STREAM, 0, fd), address)
 
     def _step_back(self) -> None:
         """Go to the end of the row of workers that are woken for a connection."""
         self._stint = STINT
-        self._connections.poller.unwatch(self._socket.fileno())
-        self._watch()
+        self.look()
+
+    def look(self) -> None:
+        """See what is in the queue, though another worker was woken for it."""
+        if self._watched:
+            self._unwatch()
+            self._go_on()
 
     def _trouble(self, error: OSError) -> None:
         """Log an error of the system, once an episode."""
@@ -122,28 +152,30 @@ class Listener:
 
     def _pause(self) -> None:
         """Leave the poller for a while: it is level-triggered and would report without end."""
-        self._connections.poller.unwatch(self._socket.fileno())
-        self._paused = True
+        self._unwatch()
         self._connections.later(PAUSE, self._go_on)
+        if self._crowded is not None:
+            self._crowded()
 
     def _go_on(self) -> None:
-        if self._paused:
-            self._paused = False
+        """Watch again, unless it is closed; where that fails, a little later."""
+        if self._watched or self._socket.fileno() < 0:
+            return
+        try:
             self._watch()
+        except OSError as error:
+            self._trouble(error)
+            self._connections.later(PAUSE, self._go_on)
 
     def resume(self) -> None:
         """Never called: what is left in the queue is a new event."""
 
     def abandon(self) -> None:
         """Go on after a pause: an unexpected error must neither end nor occupy the process."""
-        if not self._paused:
+        if self._watched:
             self._pause()
 
     def close(self) -> None:
         """Stop accepting and close our copy; the socket may live on elsewhere."""
-        if self._paused:
-            self._paused = False
-        else:
-            # The registration would outlive our descriptor as long as somebody else has one.
-            self._connections.poller.unwatch(self._socket.fileno())
+        self._unwatch()
         self._socket.close()

@@ -85,7 +85,8 @@ class SocketSink:
 class PipeSink:
     """A pipe: the lines are first put into one of our own, then spliced without blocking.
 
-    poll(2) would not do: between it and the write another process may fill the pipe.
+    poll(2) would not do: between it and the write another process may fill the pipe. Only where
+    splice(2) is forbidden there is nothing better.
     """
 
     batch = MAX_BACKLOG
@@ -93,14 +94,22 @@ class PipeSink:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
 
     def write(self, lines: bytes) -> None:
         os.write(self._write, lines)
         try:
             os.splice(self._read, self._fd, len(lines), flags=os.SPLICE_F_NONBLOCK)
-        except OSError:
+        except BlockingIOError:
             os.read(self._read, len(lines))
             raise
+        except OSError:
+            os.read(self._read, len(lines))
+            if not self._poll.poll(0):
+                raise BlockingIOError(errno.EAGAIN, "the pipe is full") from None
+            # It says whether it is the reader that is gone.
+            os.write(self._fd, lines)
 
     def close(self) -> None:
         os.close(self._read)

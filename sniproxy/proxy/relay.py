@@ -13,7 +13,7 @@ pipe, at a third of the cost of the copy.
 import fcntl
 import os
 from collections.abc import Callable
-from errno import EAGAIN
+from errno import EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
 from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final
 
@@ -50,6 +50,9 @@ SEVERED: Final = 2
 OVER: Final = 3
 """How far a direction is: it goes on, its end of stream was passed on, it was given up, or the
 whole connection has been closed."""
+
+_NO_SPLICE: Final = frozenset({EPERM, ENOSYS, EINVAL, EOPNOTSUPP})
+"""What splice(2) says where it is forbidden, or can't for these sockets."""
 
 _DONT_WAIT: Final = int(MSG_DONTWAIT)
 _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
@@ -101,11 +104,20 @@ class Pipes:
 
     def give_back(self, pipe: Pipe) -> None:
         """Take a pipe back: kept if it is empty, else closed with what is in it."""
-        if pipe.held:
+        if pipe.held or self._count > self._limit:
             pipe.close()
             self._count -= 1
         else:
             self._idle.append(pipe)
+
+    def refused(self, error: OSError) -> bool:
+        """Say whether it is splice(2) that fails, not the connection. Where it never works, there
+        are no more pipes."""
+        if error.errno in _NO_SPLICE:
+            self._limit = 0
+            self.close()
+            return True
+        return error.errno == ENOMEM
 
     def close(self) -> None:
         for pipe in self._idle:
@@ -147,17 +159,25 @@ class Relay:
         """Start relaying between two connected sockets, both handed over.
 
         ``watched`` says that the poller has the client already; then its events up to now are
-        gone, and it must be pumped.
+        gone, and it must be pumped. Raises OSError where the poller can't take both; then the
+        backend is closed.
         """
         client_end = End(self, client, record, True)
         backend_end = End(self, backend, record, False)
         client_end.peer = backend_end
         backend_end.peer = client_end
-        if watched:
-            self.poller.replace(client.fileno(), client_end)
-        else:
-            self.poller.watch(client.fileno(), client_end)
-        self.poller.watch(backend.fileno(), backend_end)
+        try:
+            if watched:
+                self.poller.replace(client.fileno(), client_end)
+            else:
+                self.poller.watch(client.fileno(), client_end)
+            self.poller.watch(backend.fileno(), backend_end)
+        except OSError:
+            # The client is the caller's again.
+            self.poller.forget(client.fileno())
+            backend.close()
+            del client_end.peer, backend_end.peer
+            raise
         return client_end
 
     def half_close(self, end: "End") -> None:
@@ -287,11 +307,11 @@ class End:
     def pump(self, to_the_end: bool) -> None:
         """Move what has arrived here to the peer, until nothing is left or the peer is full.
 
-        A read that did not fill the buffer has emptied the socket: whatever comes later is a new
-        event. Not so where the end of the stream was told (``to_the_end``): no event follows it.
+        A read that did not fill the buffer has emptied the socket (but for one who passes
+        descriptors, unix(7)): whatever comes later is a new event. Not so where the end of the
+        stream was told (``to_the_end``): no event follows it.
         """
-        if self.bulk > 1:
-            self.splice(to_the_end)
+        if self.bulk > 1 and self.splice(to_the_end):
             return
         relay = self.relay
         source = self.socket
@@ -331,14 +351,16 @@ class End:
                     break
         relay.poller.again(self)
 
-    def splice(self, to_the_end: bool) -> None:
-        """Do as ``pump`` does, through a pipe; go back to copying when it gets small."""
+    def splice(self, to_the_end: bool) -> bool:
+        """Do as ``pump`` does, through a pipe; say whether that was all, or else a read is to see
+        what there is: an end, an error, more behind TCP's urgent byte, or a kernel that does not
+        splice.
+        """
         relay = self.relay
         pipe = relay.pipes.take()
         if pipe is None:
             self.bulk = 0
-            self.pump(to_the_end)
-            return
+            return False
         source, target = self.socket.fileno(), self.peer.socket.fileno()
         # splice(2) heeds the O_NONBLOCK of a socket, not SPLICE_F_NONBLOCK alone.
         os.set_blocking(source, False)
@@ -347,38 +369,51 @@ class End:
                 size = os.splice(source, pipe.write, pipe.size, flags=_SPLICE_FLAGS)
             except BlockingIOError:
                 relay.pipes.give_back(pipe)
-                return
-            except OSError:
+                return not to_the_end
+            except OSError as error:
                 relay.pipes.give_back(pipe)
+                if relay.pipes.refused(error):
+                    self.bulk = 0
+                    return False
                 self.broken()
-                return
+                return True
             if not size:
                 relay.pipes.give_back(pipe)
-                self.finish()
-                return
+                return False
             pipe.held = size
             if not self.drain(pipe, target):
-                return
+                return True
             if size < BULK:
                 self.bulk = 0
                 break
         relay.pipes.give_back(pipe)
         relay.poller.again(self)
+        return True
 
     def drain(self, pipe: Pipe, target: int) -> bool:
-        """Splice a pipe into the peer; say whether it is empty. Else the pipe is kept or gone."""
+        """Splice a pipe into the peer; say whether it is empty. Else what is left is kept, in the
+        pipe or out of it, or the direction has ended."""
         try:
             while pipe.held:
                 sent = os.splice(pipe.read, target, pipe.held, flags=_SPLICE_FLAGS)
                 pipe.held -= sent
                 self.moved += sent
-        except OSError as error:
+        except BlockingIOError:
             self.pipe = pipe
-            if error.errno != EAGAIN:
-                self.sever()
-            elif self.reading:
+            if self.reading:
                 self.reading = False
                 self.relay.poller.await_write(target, write=True)
+            return False
+        except OSError as error:
+            # A send knows whether it is the peer or the kernel that does not want it.
+            self.pipe = None
+            left = os.read(pipe.read, pipe.held)
+            pipe.held -= len(left)
+            self.relay.pipes.give_back(pipe)
+            self.relay.pipes.refused(error)
+            self.bulk = 0
+            self.hold(left)
+            self.flush()
             return False
         return True
 

@@ -6,6 +6,7 @@ who started the server says what becomes of its reports, and calls ``stop``.
 """
 
 import asyncio
+import functools
 import gc
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ DRAIN = 9.5
 """Seconds that connections have to end after a graceful stop was asked for: the documented ten,
 and sooner than a ``TimeoutStopSec=10s`` kills."""
 
+CROWDED = "crowded"
+"""Event: a connection waits that this process can't take."""
+
 FLUSH = 0.1
 """Seconds between two tries at log lines that wait."""
 
@@ -30,7 +34,8 @@ class Server:
     """Serves the listening sockets, which it takes over, until it is stopped.
 
     ``report`` is told of ``stop``, ``connections_closed``, ``refused`` and ``exit``. ``workers``
-    says how many processes share the sockets and what else is shared out between them.
+    says how many processes share the sockets and what else is shared out between them; with several
+    it is also told of ``crowded``: then the others are to ``look``.
     """
 
     def __init__(
@@ -46,7 +51,8 @@ class Server:
             self._poller, hosts, log, time.monotonic, self.loop.call_later, report, workers
         )
         self._connections.idle = self._idle
-        self._listeners = [Listener(one, self._connections, workers > 1) for one in listening]
+        crowded = functools.partial(report, CROWDED) if workers > 1 else None
+        self._listeners = [Listener(one, self._connections, crowded) for one in listening]
         log.on_backlog = Sweep(self.loop.call_later, FLUSH, log.flush).wake
 
     def run(self) -> None:
@@ -63,6 +69,11 @@ class Server:
         self._report("exit", accepted=self._connections.totals.accepted)
         self._log.flush()
         self.loop.close()
+
+    def look(self) -> None:
+        """Accept what another worker was woken for and can't take."""
+        for listener in self._listeners:
+            listener.look()
 
     def sums(self) -> dict[str, int]:
         """Count everything since the start."""

@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from socket import socket
 
@@ -25,7 +26,7 @@ from sniproxy.proxy.inherited import (
 from sniproxy.proxy.notify import notify
 from sniproxy.proxy.server import Server
 from sniproxy.proxy.settings import settings
-from sniproxy.proxy.signals import SIGNALS, at_signal
+from sniproxy.proxy.signals import SIGNALS, SignalHandlers
 from sniproxy.proxy.supervisor import Supervisor
 from sniproxy.resolver.hosts import Hosts
 
@@ -50,6 +51,7 @@ def serve(environment: MutableMapping[str, str]) -> None:
         return logs.Log(logs.sink_of(_STANDARD_ERROR), wanted.level, prefixed=journal)
 
     log = open_log()
+    _log_unraisable(log)
     hosts = Hosts()
     for one in listening:
         replace_standard_descriptors(one, hosts.fileno())
@@ -79,10 +81,10 @@ def serve(environment: MutableMapping[str, str]) -> None:
 
     if count == 1:
         server = Server(listening, hosts, log, log.info)
-        _handle_signals(server, log, stopping)
+        handlers = _handle_signals(server, log, stopping)
         log_start()
         ready()
-        _run_alone(server)
+        _run_alone(server, handlers)
         return
 
     def close_listening() -> None:
@@ -100,6 +102,17 @@ def serve(environment: MutableMapping[str, str]) -> None:
         _work(channel, listening, hosts, open_log(), count)
 
 
+def _log_unraisable(log: logs.Log) -> None:
+    """Log an exception that has nobody to be raised to, as in a destructor, where Python would
+    print a traceback past the log."""
+
+    def tell(what: "sys.UnraisableHookArgs") -> None:
+        error = what.exc_value
+        log.error("unexpected_error", type=what.exc_type.__name__, error=error, at="destructor")
+
+    sys.unraisablehook = tell
+
+
 def _workers(hosts: Hosts) -> int:
     """Count the workers where nobody says how many."""
     # In a jail the hosts directory is the root itself, and what is called /proc and /sys there
@@ -109,9 +122,9 @@ def _workers(hosts: Hosts) -> int:
     return processors.usable()
 
 
-def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None]) -> None:
-    """Have the only process act on signals."""
-    loop = server.loop
+def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None]) -> SignalHandlers:
+    """Have the only process act on signals, also on those that whoever started us had blocked."""
+    handlers = SignalHandlers(server.loop)
 
     def stop(number: signal.Signals) -> None:
         if server.stopping:
@@ -121,18 +134,21 @@ def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None])
         server.stop(number.name)
 
     for number in (signal.SIGHUP, signal.SIGTERM):
-        at_signal(loop, number, functools.partial(stop, number))
-    at_signal(loop, signal.SIGINT, lambda: server.stop_now(signal.SIGINT.name))
-    at_signal(loop, signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+        handlers.handle(number, functools.partial(stop, number))
+    handlers.handle(signal.SIGINT, lambda: server.stop_now(signal.SIGINT.name))
+    handlers.handle(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return handlers
 
 
-def _run_alone(server: Server) -> None:
+def _run_alone(server: Server, handlers: SignalHandlers) -> None:
     """Serve in the only process."""
     try:
         server.run()
     finally:
         # One more signal must not find the loop half closed: it would print a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        handlers.close()
         server.close()
 
 
@@ -146,6 +162,7 @@ def _work(
             # There is nobody any more to make one line of all workers'.
             log.info(event, **fields)
 
+    _log_unraisable(log)
     server = Server(listening, hosts, log, report, count)
 
     def receive() -> None:
@@ -161,6 +178,8 @@ def _work(
         event, fields = message
         if event == supervisor.SUMS:
             channel.send(event, **server.sums())
+        elif event == supervisor.LOOK:
+            server.look()
         elif event == supervisor.STOP:
             server.stop(str(fields["reason"]))
         else:

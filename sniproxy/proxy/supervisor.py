@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from sniproxy.proxy.channel import Channel, Fields
 from sniproxy.proxy.connection import REFUSALS_REPORT
 from sniproxy.proxy.log import Log
-from sniproxy.proxy.server import DRAIN, FLUSH
-from sniproxy.proxy.signals import SIGNALS, at_signal
+from sniproxy.proxy.server import CROWDED, DRAIN, FLUSH
+from sniproxy.proxy.signals import SIGNALS, SignalHandlers
 from sniproxy.proxy.sweep import Sweep
 
-READY, STOP, STOP_NOW, SUMS = "ready", "stop", "stop_now", "totals"
+READY, STOP, STOP_NOW, SUMS, LOOK = "ready", "stop", "stop_now", "totals", "look"
 """Messages: the first from a worker, the others to it. Whatever else a worker sends is an event for
 the log, as are its answers to STOP and SUMS, which have the same names."""
 
@@ -93,11 +93,12 @@ class Supervisor:
         self._over = False
         # From here on signals wait for ``run``.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._handlers = SignalHandlers(self._loop)
         for number in (signal.SIGHUP, signal.SIGTERM):
-            at_signal(self._loop, number, functools.partial(self._stop, number))
-        at_signal(self._loop, signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
-        at_signal(self._loop, signal.SIGUSR1, self._ask_for_sums)
-        at_signal(self._loop, signal.SIGCHLD, self._reap)
+            self._handlers.handle(number, functools.partial(self._stop, number))
+        self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
+        self._handlers.handle(signal.SIGUSR1, self._ask_for_sums)
+        self._handlers.handle(signal.SIGCHLD, self._reap)
 
     def run(self) -> Channel | None:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
@@ -117,6 +118,7 @@ class Supervisor:
             if fields:
                 self._log.info(event, **fields)
         self._log.flush()
+        self._handlers.close()
         self._loop.close()
         return None
 
@@ -146,6 +148,7 @@ class Supervisor:
         for sibling in self._workers.values():
             # With a copy of ours open, the sibling would not see the supervisor go.
             sibling.channel.close()
+        self._handlers.close()
         self._loop.close()
         for one in SIGNALS - {signal.SIGCHLD}:
             signal.signal(one, signal.SIG_IGN)
@@ -212,6 +215,10 @@ class Supervisor:
         if event == "refused":
             _add(self._refused, fields)
             self._refusals.wake()
+        elif event == CROWDED:
+            for other in self._workers.values():
+                if other is not worker:
+                    other.channel.send(LOOK)
         elif event in self._questions:
             _add(self._questions[event].fields, fields)
             self._answered(event, worker.number)

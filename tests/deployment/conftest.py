@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from launcher.chain import archive as archives
+from launcher.chain import components
 from tests.deployment.machine import MACHINES, REPOSITORY, Report, boot, choose
 
 RELEASES = ("bookworm", "trixie")
@@ -39,8 +41,35 @@ def executable() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def works(executable: pathlib.Path) -> list[components.Component]:
+    """List the works of others that the build of the executable took."""
+    made = REPOSITORY / "build"
+    if not (made / "source.json").exists() or not shutil.which("cargo"):
+        pytest.skip("the build of dist/sniproxy is missing here: run `make executable` first")
+    (packages,) = made.glob("tools/lib/python3*/site-packages")
+    crate = REPOSITORY / "launcher"
+    return components.all_components(crate, made / "source", made / "source.json", packages)
+
+
+@pytest.fixture(scope="session")
+def archive(
+    executable: pathlib.Path,
+    works: list[components.Component],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> pathlib.Path:
+    """Make the archive of the executable, without its bill of materials."""
+    version = subprocess.run(
+        [executable, "--version"], check=True, capture_output=True, text=True
+    ).stdout.split()[1]
+    name = f"sniproxy-{version}-{os.uname().machine}-linux"
+    path = tmp_path_factory.mktemp("archive") / f"{name}.tar.xz"
+    archives.write(path, name, archives.contents(REPOSITORY, executable, "{}", works), 0)
+    return path
+
+
+@pytest.fixture(scope="session")
 def packages(
-    executable: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+    works: list[components.Component], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
     """Build the package twice, as two versions: one to install and one to upgrade to."""
     if not shutil.which("dh"):
@@ -64,6 +93,7 @@ def packages(
 def report_of(
     request: pytest.FixtureRequest,
     packages: dict[str, pathlib.Path],
+    archive: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Report]]:
     """Make and boot all roots in question at once; give what the tests in each have reported."""
@@ -73,9 +103,11 @@ def report_of(
         pytest.skip(f"a machine to boot is missing: {error}")
     selected = [item.name for item in request.session.items]
     folder = tmp_path_factory.mktemp("roots")
+    brought = {f"{name}.deb": package for name, package in packages.items()}
+    brought[archive.name] = archive
     with ThreadPoolExecutor(len(RELEASES)) as pool:
         futures: dict[str, Future[Report]] = {
-            release: pool.submit(boot, machine, release, folder / release, packages)
+            release: pool.submit(boot, machine, release, folder / release, brought)
             for release in RELEASES
             if any(release in name for name in selected)
         }

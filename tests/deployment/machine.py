@@ -30,14 +30,14 @@ FILES = (
     "test_s6.py",
     "test_end.py",
 )
-"""The order in which they run: the last one removes the package."""
+"""The order in which they run: the last one removes the package, and installs the archive."""
 
 TIMEOUT = 600
 """Seconds for the whole life of a container; of another machine, times its patience."""
 
 _INCLUDED = (
     "acl,caddy,execline,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
-    "python3-pytest-timeout,s6,systemd,systemd-sysv,util-linux"
+    "python3-pytest-timeout,s6,systemd,systemd-sysv,util-linux,xz-utils"
 )
 
 _UNIT = """\
@@ -139,15 +139,17 @@ def _why_no_root(programs: Mapping[str, str]) -> str | None:
 
 
 def boot(
-    machine: Machine, release: str, root: pathlib.Path, packages: Mapping[str, pathlib.Path]
+    machine: Machine, release: str, root: pathlib.Path, brought: Mapping[str, pathlib.Path]
 ) -> Report:
-    """Make a root of a Debian release, boot it, run all tests in it."""
+    """Make a root of a Debian release, boot it, run all tests in it.
+
+    ``brought`` are files that the tests want beside them, by the names that they have there."""
     _make_root(release, root, machine.hooks)
     inside = root / "opt" / "inside"
     shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "docs" / "operations.md", inside)
-    for name, package in packages.items():
-        shutil.copyfile(package, inside / f"{name}.deb")
+    for name, file in brought.items():
+        shutil.copyfile(file, inside / name)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(inside / "ca.pem"))
     certificate = authority.issue_cert("*.promise.example", "localhost")

@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, read_all, read_exactly, wait_for
+from tests.end_to_end.harness import (
+    TIMEOUT,
+    Backend,
+    Proxy,
+    children,
+    directory_name,
+    read_all,
+    read_exactly,
+    wait_for,
+)
 from tests.hello import hello
 
 HELLO = hello("a.example")
@@ -89,6 +98,56 @@ def test_listen_fds(
     process.send_signal(signal.SIGTERM)
     backend.close()
     assert process.wait(TIMEOUT) == 0
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [1, 2]])
+def test_closed_standard_descriptors(
+    command: list[str],
+    hashed: bool,
+    workers: str,
+    backend_of: Make,
+    tmp_path: pathlib.Path,
+    closed: list[int],
+) -> None:
+    """Their numbers are free when it starts, and no connection may come to have one."""
+    hosts = tmp_path / "hosts"
+    directory = hosts / directory_name(hashed, "a.example")
+    directory.mkdir(parents=True)
+    backend = backend_of(directory)
+    redirections = " ".join(f"{fd}>&-" for fd in closed)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", *command],
+            stdin=listening,
+            cwd=hosts,
+            env=os.environ | {"SNIPROXY_WORKERS": workers},
+        )
+        with socket.create_connection(listening.getsockname(), TIMEOUT) as client:
+            client.sendall(HELLO)
+            stream = backend.accept()
+            assert read_exactly(stream, len(HELLO)) == HELLO
+            for pid in children(process.pid) or [process.pid]:
+                for fd in closed:
+                    assert os.readlink(f"/proc/{pid}/fd/{fd}") not in stream_sockets()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT) == 0
+
+
+def stream_sockets() -> set[str]:
+    """List all stream sockets as links of descriptors name them, proc(5)."""
+    tcp = [line.split()[9] for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()]
+    unix = [line.split() for line in pathlib.Path("/proc/net/unix").read_text().splitlines()]
+    return {f"socket:[{inode}]" for inode in tcp + [one[6] for one in unix if one[4] == "0001"]}
+
+
+def test_signals_that_were_blocked(start: Start) -> None:
+    """Who starts it may have blocked them; a program of a shell or of s6 does not look."""
+    blocked = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGCHLD}
+    proxy = start(preexec=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, blocked))
+    wait_for(proxy, "event=start")
+    proxy.process.send_signal(signal.SIGUSR1)
+    wait_for(proxy, "event=totals")
+    assert proxy.stop(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

@@ -98,6 +98,31 @@ def test_listen_gives_the_command_its_environment_back(link: pathlib.Path) -> No
         )
 
 
+def test_a_directory_as_standard_input(
+    link: pathlib.Path, name: str, tmp_path: pathlib.Path
+) -> None:
+    """CPython does not start there; what is wrong, if it is, is for the command to say."""
+    arguments, status, words = {
+        "sniproxy": ([], 2, "standard input is not a listening socket"),
+        "sniproxy-hostname": ([], 0, ""),
+        "sniproxy-check": (["nowhere"], 2, "nowhere"),
+        "sniproxy-listen": (["127.0.0.1:0", "true"], 0, ""),
+    }[name]
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        done = subprocess.run(
+            [link, *arguments],
+            check=False,
+            stdin=directory,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    finally:
+        os.close(directory)
+    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+
+
 STRANGER = 54321
 """A user that no file knows, as that of a DynamicUser= or of a container."""
 

@@ -1,6 +1,7 @@
 """No descriptor is left: accepting goes on, and nobody's bytes become another's."""
 
 import os
+import pathlib
 import resource
 import signal
 import socket
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import Proxy, read_exactly
+from tests.end_to_end.harness import Proxy, directory_name, read_exactly
 from tests.faults.harness import HELLO, SERVED, ask, crowd, descriptors, eventually
 from tests.hello import hello
 
@@ -94,3 +95,31 @@ def test_an_evicted_client_writes_into_nobody_elses_hello(
         assert read_exactly(client, len(SERVED)) == SERVED
     for one in slow:
         one.close()
+
+
+@pytest.mark.parametrize("limit", range(6, 17))
+def test_too_few_to_start(
+    command: list[str], hashed: bool, workers: str, tmp_path: pathlib.Path, limit: int
+) -> None:
+    """It serves, or says that it can't; it never dies with a traceback."""
+    hosts = tmp_path / "hosts"
+    directory = hosts / directory_name(hashed, "no.example")
+    directory.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        proxy = Proxy(
+            command,
+            hosts,
+            listening,
+            {"SNIPROXY_WORKERS": workers},
+            lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        )
+        eventually(
+            lambda: proxy.process.poll() is not None or "event=start" in proxy.log,
+            lambda: proxy.log,
+        )
+        if proxy.process.poll() is None:
+            assert proxy.stop(signal.SIGTERM, signal.SIGTERM) == 0
+        else:
+            assert proxy.process.returncode == 1
+            assert "sniproxy: can't start: " in proxy.log
+        assert "Traceback" not in proxy.log

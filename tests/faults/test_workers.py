@@ -1,6 +1,7 @@
 """Processes of the proxy are killed while clients are busy."""
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -9,7 +10,17 @@ from collections.abc import Callable
 import pytest
 
 from tests.end_to_end.harness import Proxy, children, in_thread, read_exactly
-from tests.faults.harness import HELLO, HOST, SERVED, Backend, ask, crowd, descriptors, eventually
+from tests.faults.harness import (
+    HELLO,
+    HOST,
+    SERVED,
+    Backend,
+    ask,
+    at_rest,
+    crowd,
+    descriptors,
+    eventually,
+)
 
 Start = Callable[..., Proxy]
 
@@ -88,3 +99,21 @@ def test_the_supervisor_is_killed_and_a_new_copy_started(
     eventually(
         lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "workers are left"
     )
+
+
+def test_one_worker_has_no_descriptor_left(start: Start, serve: Callable[..., Backend]) -> None:
+    """Only one is woken for a connection; what it can't take, the other does."""
+    proxy = start()
+    serve(proxy.directory(HOST))
+    ask(proxy)
+    at_rest(proxy)
+    for worker in children(proxy.process.pid):
+        taken = {int(fd) for fd in os.listdir(f"/proc/{worker}/fd")}
+        lowest_free = min(set(range(len(taken) + 1)) - taken)
+        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+        for _ in range(50):
+            ask(proxy)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+        at_rest(proxy)
+    assert "event=accept_failed" in proxy.log

@@ -13,12 +13,14 @@ import trustme
 from tests.end_to_end.conftest import command, hashed
 from tests.end_to_end.harness import TIMEOUT, Proxy
 from tests.peers.peers import SERVERS, Missing
+from tests.peers.table import Cells
 
 __all__ = ["command", "hashed"]
 
 
 class World:
-    """The proxy, the authority that all clients trust, and the servers that run so far."""
+    """The proxy, the authority that all clients trust, the servers that run so far, and how each
+    pair came out."""
 
     def __init__(self, folder: pathlib.Path, proxy: Proxy) -> None:
         self.folder = folder
@@ -30,9 +32,11 @@ class World:
         self.authority.cert_pem.write_to_path(str(self.ca))
         self.running: list[subprocess.Popen[bytes]] = []
         self.started: dict[str, str | None] = {}
+        self.outcomes: Cells = {}
 
     def host(self, server: str) -> str:
-        """Give the host that a server serves; it is started when first asked for."""
+        """Give the host that a server serves; it is started when first asked for. Raises
+        ``Missing``."""
         host = f"{server}.example"
         if server not in self.started:
             try:
@@ -42,7 +46,7 @@ class World:
                 self.started[server] = str(missing)
         reason = self.started[server]
         if reason is not None:
-            pytest.skip(reason)
+            raise Missing(reason)
         return host
 
     def _start(self, server: str, host: str) -> None:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import pathlib
+import re
 import select
 import shutil
 import socket
@@ -199,10 +200,11 @@ CLIENTS: dict[str, Client] = {
 }
 
 
-# Servers. Each answers an HTTP request with a page that has the word of MARKS in it.
+# Servers. Each answers an HTTP request with a page that says who it is and which TLS it speaks.
 
 
 def nginx(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
+    """The others take the newest TLS that there is; this one has every client speak 1.2 once."""
     program = need("nginx", "nginx-light")
     configuration = folder / "nginx.conf"
     configuration.write_text(
@@ -211,7 +213,8 @@ def nginx(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[l
         http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
         fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
         server {{ listen unix:{path} ssl; ssl_certificate {pem}; ssl_certificate_key {pem};
-        location / {{ return 200 "served by nginx\\n"; }} }} }}"""
+        ssl_protocols TLSv1.2;
+        location / {{ return 200 "served by nginx over $ssl_protocol\\n"; }} }} }}"""
     )
     return [[program, "-p", str(folder), "-c", str(configuration)]]
 
@@ -219,7 +222,7 @@ def nginx(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[l
 def haproxy(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
     program = need("haproxy", "haproxy")
     configuration = folder / "haproxy.cfg"
-    page = 'string "served by haproxy"'
+    page = 'lf-string "served by haproxy over %[ssl_fc_protocol]"'
     configuration.write_text(
         f"""defaults
     mode http
@@ -237,11 +240,11 @@ frontend web
 def apache(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
     program = need("apache2", "apache2-bin")
     port = free_port()
-    (folder / "index.html").write_text("served by apache\n")
+    (folder / "index.html").write_text('served by apache over <!--#echo var="SSL_PROTOCOL" -->\n')
     configuration = folder / "apache.conf"
     modules = "\n".join(
         f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so"
-        for name in ("mpm_event", "authz_core", "dir", "ssl")
+        for name in ("mpm_event", "authz_core", "dir", "include", "ssl")
     )
     configuration.write_text(
         f"""ServerRoot {folder}
@@ -253,9 +256,14 @@ ErrorLog {folder}/error
 Mutex file:{folder}
 DocumentRoot {folder}
 DirectoryIndex index.html
+<Directory {folder}>
+Options +Includes
+SetOutputFilter INCLUDES
+</Directory>
 User nobody
 Group nogroup
 SSLEngine on
+SSLOptions +StdEnvVars
 SSLCertificateFile {pem}
 SSLCertificateKeyFile {pem}
 SSLSessionCache none
@@ -274,7 +282,7 @@ def openssl_server(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) 
 
 def gnutls_server(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
     port = free_port()
-    command = [need("gnutls-serv", "gnutls-bin"), "--http", "-p", str(port), "--quiet"]
+    command = [need("gnutls-serv", "gnutls-bin"), "--http", "-p", str(port)]
     command += ["--x509keyfile", str(pem), "--x509certfile", str(pem)]
     return [command, forwarder(path, port)]
 
@@ -309,13 +317,14 @@ SERVERS: dict[str, Server] = {
 }
 
 MARKS = {
-    "nginx": "served by nginx",
-    "haproxy": "served by haproxy",
-    "apache": "served by apache",
-    "openssl": "s_server",
-    "gnutls": "www.gnutls.org",
-    "python": "served by python",
+    "nginx": r"served by nginx over TLSv(1\.\d)",
+    "haproxy": r"served by haproxy over TLSv(1\.\d)",
+    "apache": r"served by apache over TLSv(1\.\d)",
+    "openssl": r"(?s)s_server -unix .*Protocol +: TLSv(1\.\d)",
+    "gnutls": r"(?is)www\.gnu\.org/software/gnutls.*Protocol version:</td><td>TLS(1\.\d)",
+    "python": r"served by python over TLSv(1\.\d)",
 }
+"""What is in each server's page, with the version of TLS as the server knows it."""
 
 TITLES = {
     "nginx": "nginx",
@@ -325,3 +334,54 @@ TITLES = {
     "gnutls": "gnutls-serv",
     "python": "Python ssl",
 }
+
+
+def versions(folder: pathlib.Path) -> dict[str, str]:
+    """Ask each client and server, by title, for its version; that of the TLS library where another
+    program's name says less. The clients must have run: some are compiled then."""
+    number = r"\d+(?:\.\d+)+\w*"
+    libcurl = [sys.executable, str(HERE / "curl_client.py")]
+    nss_version = (
+        "import ctypes; ask = ctypes.CDLL('libnss3.so').NSS_GetVersion;"
+        "ask.restype = ctypes.c_char_p; print(ask().decode())"
+    )
+    ssl_version = [sys.executable, "-c", "import ssl; print(ssl.OPENSSL_VERSION)"]
+    browser = shutil.which("chromium-headless-shell") or "chromium"
+    crate = str(HERE / "rustls-client" / "Cargo.toml")
+    commands: dict[str, tuple[list[str], str]] = {
+        "curl (OpenSSL)": (["curl", "--version"], f"OpenSSL/({number})"),
+        "libcurl (GnuTLS)": ([*libcurl, "libcurl-gnutls.so.4"], f"GnuTLS/({number})"),
+        "libcurl (NSS)": ([*libcurl, "libcurl-nss.so.4"], f"NSS/({number})"),
+        "openssl s_client": (["openssl", "version"], number),
+        "gnutls-cli": (["gnutls-cli", "--version"], number),
+        "NSS (tstclnt)": ([sys.executable, "-c", nss_version], number),
+        "Chromium": ([browser, "--version"], number),
+        "Mbed TLS": ([str(folder / "mbedtls_client")], number),
+        "wolfSSL": ([str(folder / "wolfssl_client")], number),
+        "Java": (["java", "-version"], number),
+        "rustls": (["cargo", "pkgid", "--manifest-path", crate, "rustls"], f"@({number})"),
+        "Python ssl": (ssl_version, number),
+        "nginx": (["nginx", "-v"], number),
+        "HAProxy": (["haproxy", "-v"], number),
+        "Apache": (["apache2", "-v"], number),
+        "openssl s_server": (["openssl", "version"], number),
+        "gnutls-serv": (["gnutls-serv", "--version"], number),
+    }
+    return {title: version(*command) for title, command in commands.items()}
+
+
+def version(command: list[str], pattern: str) -> str:
+    try:
+        program = need(command[0], "")
+    except Missing:
+        return "not there"
+    done = subprocess.run(
+        [program, *command[1:]],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+    )
+    found = re.search(pattern, done.stdout) if done.returncode == 0 else None
+    return found[found.re.groups] if found else "not there"

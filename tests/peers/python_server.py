@@ -7,7 +7,8 @@ import sys
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
-    page = b"served by python\n"
+    protocol = writer.get_extra_info("ssl_object").version()
+    page = f"served by python over {protocol}\n".encode()
     head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(page)}\r\n\r\n"
     writer.write(head.encode() + page)
     await writer.drain()

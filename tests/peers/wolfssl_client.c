@@ -1,4 +1,5 @@
-/* One HTTP request over TLS by wolfSSL: wolfssl_client HOST PORT CA-FILE */
+/* One HTTP request over TLS by wolfSSL: wolfssl_client HOST PORT CA-FILE; without
+ * words, only its version */
 #include <wolfssl/options.h>
 #include <wolfssl/ssl.h>
 
@@ -12,6 +13,8 @@ int main(int count, char **words) {
     char text[4096];
     int size;
 
+    if (count == 1)
+        return puts(wolfSSL_lib_version()) < 0;
     if (count != 4)
         return 2;
     struct sockaddr_in where = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(words[2]))};

@@ -1,8 +1,27 @@
-"""What is known when all else is over: no forbidden system call, and the package leaves nothing."""
+"""What is known when all else is over: no forbidden system call, and the package leaves nothing.
+
+Then the archive has the machine for itself.
+"""
 
 import pathlib
+import re
+import shutil
+from collections.abc import Callable
 
-from support import eventually, fails, journal, make_host, run
+from support import (
+    BLOG,
+    HERE,
+    HOSTS,
+    Backend,
+    ask,
+    documented,
+    eventually,
+    fails,
+    follow,
+    journal,
+    make_host,
+    run,
+)
 
 
 def test_no_system_call_was_forbidden() -> None:
@@ -41,7 +60,35 @@ def test_purging_it_leaves_nothing() -> None:
 
 
 def test_purging_it_keeps_the_hosts() -> None:
-    host = make_host("kept.promise.example")
-    run("dpkg", "--install", "/opt/inside/old.deb")
+    """Also one that has the name of the executable, and a directory that is somewhere else."""
+    hosts = [make_host("kept.promise.example"), make_host("sniproxy")]
+    run("dpkg", "--install", HERE / "old.deb")
     run("dpkg", "--purge", "sniproxy")
-    assert host.is_dir()
+    assert sorted(HOSTS.iterdir()) == hosts
+
+    HOSTS.rename("/srv/elsewhere")
+    HOSTS.symlink_to("elsewhere")
+    run("dpkg", "--install", HERE / "old.deb")
+    run("dpkg", "--purge", "sniproxy")
+    assert HOSTS.is_symlink()
+    assert set(hosts) <= set(HOSTS.iterdir())
+    HOSTS.unlink()
+    shutil.rmtree("/srv/elsewhere")
+
+
+def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
+    (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
+    folder = archive.name.removesuffix(".tar.xz")
+    (commands,) = documented("From an archive")
+    commands, count = re.subn(r"sniproxy-[\d.]+-\w+-linux", folder, commands)
+    assert count == 2
+    follow(commands)
+    run("systemctl", "start", "sniproxy.socket")
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    assert ask(BLOG) == "the blog"
+    assert BLOG in run("/usr/local/bin/sniproxy-check", "--user", "sniproxy", HOSTS)
+
+    run("systemctl", "disable", "--now", "sniproxy.socket", "sniproxy.service")
+    run("sh", HERE / folder / "chroot" / "install", "--remove")
+    files = run("find", "/usr/local", "-name", "*sniproxy*", "!", "-type", "d")
+    assert files == ""
