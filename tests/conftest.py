@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import signal
 from collections.abc import Generator, Iterator
 
@@ -10,8 +9,8 @@ import pytest
 
 from tests.plane import Plane
 
-LACKING = re.compile(r"\bis missing\b|\bonly root\b")
-"""In the reason of a skipped test: it could run here, were something installed or somebody root."""
+NOT_APPLICABLE = "not applicable: "
+"""Begins the reason of a skipped test that no package and no right would let run here."""
 
 
 def pytest_configure() -> None:
@@ -37,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--nothing-missing",
         action="store_true",
-        help="fail each test that is skipped because something is missing on this machine",
+        help="fail each test that is skipped, unless its reason begins with: not applicable",
     )
 
 
@@ -47,11 +46,14 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn skips into failures where everything must be there that a test asks for."""
     report = yield
-    if report.skipped and item.config.getoption("--nothing-missing"):
-        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
-        if LACKING.search(reason):
-            report.outcome = "failed"
-            report.longrepr = f"{reason}: nothing may be missing, says --nothing-missing"
+    if (
+        report.skipped
+        and item.config.getoption("--nothing-missing")
+        and isinstance(report.longrepr, tuple)
+        and not report.longrepr[2].removeprefix("Skipped: ").startswith(NOT_APPLICABLE)
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"{report.longrepr[2]}: nothing may be missing, says --nothing-missing"
     return report
 
 

@@ -282,7 +282,7 @@ def test_blocks_of_idle_and_of_finished_connections(
     request: pytest.FixtureRequest, backend_of: Make, tmp_path: pathlib.Path
 ) -> None:
     if request.config.getoption("--sniproxy"):
-        pytest.skip("only an interpreter can be asked for its blocks")
+        pytest.skip("not applicable: only an interpreter can be asked for its blocks")
     path = tmp_path / "blocks"
     path.touch()
     (tmp_path / "hosts").mkdir()

@@ -128,7 +128,7 @@ def test_paths_of_the_start_and_of_each_connection(
 def test_paths_of_a_long_host_name(under_strace: Traced, hashed: bool, backend_of: Make) -> None:
     """Where the path is no address, the host's directory is entered and left again."""
     if hashed:
-        pytest.skip("in the hashed flavour no path is too long")
+        pytest.skip("not applicable: in the hashed flavour no path is too long")
     host = ".".join(["long" * 10] * 5)
     proxy = under_strace.proxy
     backend = backend_of(proxy.directory(host))

@@ -101,7 +101,8 @@ def asks_for_writable_code() -> str:
 
 
 @pytest.mark.skipif(
-    _prctl(PR_GET_MDWE, 0, 0, 0, 0) < 0, reason="this kernel has no PR_SET_MDWE: older than 6.3"
+    _prctl(PR_GET_MDWE, 0, 0, 0, 0) < 0,
+    reason="not applicable: this kernel has no PR_SET_MDWE: older than 6.3",
 )
 def test_memory_is_never_writable_and_executable(start: Start, backend_of: Make) -> None:
     assert "PermissionError" in asks_for_writable_code()

@@ -32,7 +32,8 @@ def test_it_has_no_interpreter_and_needs_no_library(executable: pathlib.Path) ->
 
 
 @pytest.mark.skipif(
-    not POSITION_INDEPENDENT, reason="Rust links no static-pie for this architecture"
+    not POSITION_INDEPENDENT,
+    reason="not applicable: Rust links no static-pie for this architecture",
 )
 def test_it_may_lie_anywhere_in_memory(executable: pathlib.Path) -> None:
     assert "DYN (Position-Independent Executable file)" in readelf(executable, "--file-header")

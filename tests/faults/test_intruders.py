@@ -193,7 +193,7 @@ def test_a_file_system_of_a_user_that_never_answers(
     serve(proxy.directory(HOST))
     eventually(lambda: proxy.process.poll() is not None or "event=start" in proxy.log, "no start")
     if proxy.process.poll() is not None:
-        pytest.skip("the kernel has no FUSE")
+        pytest.skip("not applicable: the kernel has no FUSE")
     (proxy.directory("fuse.example") / "tls-socket").symlink_to(where / "tls-socket")
     link = proxy.directory("folder.example")
     link.rmdir()

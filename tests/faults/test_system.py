@@ -287,7 +287,9 @@ def test_the_clock_jumps(start: Start, serve: Serve, tmp_path: pathlib.Path) -> 
     proxy.stop(signal.SIGTERM)
     years = {line[:4] for line in proxy.log.splitlines()}
     if len(years) < 2:
-        pytest.skip("this sniproxy is not linked to a C library that could be preloaded")
+        pytest.skip(
+            "not applicable: this sniproxy is not linked to a C library that could be preloaded"
+        )
 
 
 def test_memory_runs_out(start: Start, serve: Serve) -> None:
