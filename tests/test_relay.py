@@ -13,10 +13,13 @@ import pytest
 
 from sniproxy.proxy.poller import Poller
 from sniproxy.proxy.relay import (
+    BUFFER_SIZE,
     BULK,
+    CHUNKS_A_TURN,
     HALF_CLOSED_IDLE,
     MAX_PIPES,
     PIPE_SIZE,
+    SPLICES_A_TURN,
     End,
     Pipe,
     Pipes,
@@ -27,6 +30,7 @@ from tests.end_to_end.harness import reset
 from tests.processes import forbid, in_child
 
 TURNS = 5000
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SOMEBODY = 54321
 """A user of its own, who has no pipes yet."""
 
@@ -34,7 +38,7 @@ SOMEBODY = 54321
 class Pair:
     """A relayed connection: what the client and the backend hold of it, and how it ended."""
 
-    def __init__(self, tcp: bool = False) -> None:
+    def __init__(self, tcp: bool = False, buffers: int = 0) -> None:
         self.clock = Clock()
         self.faults: list[Exception] = []
         self.poller = Poller(self.faults.append)
@@ -42,6 +46,9 @@ class Pair:
         self.end: tuple[str, int, int, bool] | None = None
         self.client, client = tcp_pair() if tcp else socket.socketpair()
         self.backend, backend = socket.socketpair()
+        for one in (client, backend) if buffers else ():
+            one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffers)
+            one.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, buffers)
         for one in (self.client, client, self.backend, backend):
             one.setblocking(False)
         self.ours = [client, backend]
@@ -432,3 +439,103 @@ def test_a_backend_that_cannot_be_watched_is_closed(pair: Pair) -> None:
     client[0].sendall(b"still open")
     for one in (*client, backend[1]):
         one.close()
+
+
+def fill(stream: socket.socket) -> int:
+    """Send until the other end takes nothing more; give the bytes."""
+    size = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            size += stream.send(b"f" * 4096)
+    return size
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_who_takes_nothing_at_all_loses_nothing(pair: Pair, way: str) -> None:
+    """The first try already finds it full: not one byte of it was taken."""
+    source, target = (pair.client, pair.backend) if way == "up" else (pair.backend, pair.client)
+    filled = fill(pair.ours[1] if way == "up" else pair.ours[0])
+    source.send(b"behind that")
+    pair.idle()
+    assert receive(pair, target, filled) == b"f" * filled
+    assert receive(pair, target, 11) == b"behind that"
+    assert (pair.joined.moved if way == "up" else pair.joined.peer.moved) == 11
+
+
+def test_pipes_come_back(pair: Pair) -> None:
+    """However an upload goes on and ends, it has used one pipe and left it."""
+    data = os.urandom(9_000_000)
+    before = len(os.listdir("/proc/self/fd"))
+    assert pair.transfer(pair.client, pair.backend, data) == data
+    assert len(os.listdir("/proc/self/fd")) - before in (0, 2)
+    taken = [pipe for _ in range(MAX_PIPES) if (pipe := pair.relay.pipes.take())]
+    assert len(taken) == MAX_PIPES
+    for pipe in taken:
+        pair.relay.pipes.give_back(pipe)
+
+
+def test_pipes_of_connections_that_end_in_the_middle_come_back() -> None:
+    for at, leave in enumerate((reset, socket.socket.close)):
+        pair = Pair(tcp=True)
+        while pair.joined.pipe is None:
+            fill(pair.client)
+            pair.turn()
+        # By the client's reset, or by the end of a backend that has not taken what is in the pipe.
+        leave(pair.client if at == 0 else pair.backend)
+        if at:
+            pair.client.close()
+        pair.until_ended()
+        taken = [pipe for _ in range(MAX_PIPES) if (pipe := pair.relay.pipes.take())]
+        assert len(taken) == MAX_PIPES
+        for pipe in taken:
+            pair.relay.pipes.give_back(pipe)
+        pair.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have such large buffers")
+@pytest.mark.parametrize("way", ["up by splicing", "up by copying", "down"])
+def test_a_bulk_stream_gives_way_and_goes_on(way: str) -> None:
+    """All has arrived, and no event comes any more: others have their turn, and then it again."""
+    pair = Pair(tcp=True, buffers=32 << 20)
+    if way == "up by copying":
+        pair.relay.pipes.refused(OSError(errno.ENOSYS, ""))
+    source, target, end = pair.client, pair.backend, pair.joined
+    if way == "down":
+        source, target, end = target, source, end.peer
+        source.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 32 << 20)
+    data = os.urandom(12_000_000)
+    sent = 0
+    while sent < len(data):
+        sent += source.send(data[sent:])
+    # A turn's look for events, and then what the last turn left.
+    chunks = CHUNKS_A_TURN * BUFFER_SIZE
+    most = chunks + (SPLICES_A_TURN * PIPE_SIZE if way == "up by splicing" else chunks)
+    got, moved = b"", 0
+    for _ in range(TURNS):
+        pair.poller.select(0)
+        assert end.moved - moved <= most
+        moved = end.moved
+        with contextlib.suppress(BlockingIOError):
+            got += target.recv(32 << 20)
+        if len(got) == len(data):
+            break
+    assert got == data
+    assert end.moved == len(data)
+    pair.close()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_backend_that_reads_no_more_may_still_speak(pair: Pair, held: bool) -> None:
+    """What the client sends is lost, as it would be without us; the last words are not."""
+    if held:
+        fill(pair.ours[1])
+        pair.client.send(b"waits")
+        pair.idle()
+    pair.backend.shutdown(socket.SHUT_RD)
+    pair.client.send(b"lost")
+    pair.idle()
+    assert pair.end is None
+    pair.backend.send(b"last words")
+    pair.backend.close()
+    assert receive(pair, pair.client, 10) == b"last words"
+    assert pair.until_ended()[0] == "reset_by_backend"

@@ -457,7 +457,7 @@ class End:
         self.ended = FINISHED
         peer = self.peer
         if peer.ended:
-            self.relay.end(self.client(), "closed")
+            self.relay.end(self.client(), "closed" if peer.ended == FINISHED else self.gone())
             return
         try:
             peer.socket.shutdown(SHUT_WR)
