@@ -50,17 +50,25 @@ extern "C" {
     static _PyImport_FrozenStdlib: *const FrozenModule;
     fn dup2(from: c_int, to: c_int) -> c_int;
     fn signal(number: c_int, action: usize) -> usize;
-    fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+    fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void;
+    fn fclose(file: *mut c_void) -> c_int;
+    fn fgetpwent_r(
+        file: *mut c_void,
+        user: *mut User,
+        buffer: *mut c_char,
+        size: usize,
+        found: *mut *mut User,
+    ) -> c_int;
 }
 
 const SIGPIPE: c_int = 13;
 const SIG_IGN: usize = 1;
 
+/// What fgetpwent_r(3) says behind the last user (ENOENT of errno.h).
+const END_OF_FILE: c_int = 2;
+
 /// The highest of the standard descriptors.
 const STANDARD_ERROR: i32 = 2;
-
-/// What the C library can be asked to look up by name.
-const DATABASES: [&CStr; 5] = [c"passwd", c"group", c"hosts", c"services", c"protocols"];
 
 /// List the interpreter's own frozen modules where PyOxidizer's importer looks for them.
 ///
@@ -109,17 +117,70 @@ fn replace_directory() {
     }
 }
 
-/// Look names up in files only, whatever /etc/nsswitch.conf says.
+/// A user (struct passwd of pwd.h), as far as we look into it; the C library fills in the rest.
+#[repr(C)]
+pub struct User {
+    name: *const c_char,
+    password: *const c_char,
+    number: u32,
+    group: u32,
+    words: [*const c_char; 3],
+}
+
+/// Find a user in /etc/passwd; give 0, with null in `found` for nobody, or an error number.
 ///
-/// The trap: the C library, though static, loads the plugins named there (Debian's has `systemd` for
-/// users) and with them a second C library, which ends in a segmentation fault.
-fn load_no_plugins() {
-    // Sound: nothing else runs yet; the strings are kept as long as the process.
-    unsafe {
-        for database in DATABASES {
-            __nss_configure_lookup(database.as_ptr(), c"files".as_ptr());
+/// The trap: the C library, though static, loads the plugins that nsswitch.conf names (Debian's has
+/// `systemd` for users) and with them a second C library: a segmentation fault. So the functions
+/// that Python's `pwd` calls are these here, and the C library's stay out of the executable.
+unsafe fn find_user(
+    wanted: impl Fn(&User) -> bool,
+    user: *mut User,
+    buffer: *mut c_char,
+    size: usize,
+    found: *mut *mut User,
+) -> c_int {
+    *found = ptr::null_mut();
+    let file = fopen(c"/etc/passwd".as_ptr(), c"re".as_ptr());
+    if file.is_null() {
+        return 0;
+    }
+    let mut error;
+    loop {
+        error = fgetpwent_r(file, user, buffer, size, found);
+        if error != 0 || wanted(&*user) {
+            break;
         }
     }
+    fclose(file);
+    if error == END_OF_FILE {
+        return 0;
+    }
+    error
+}
+
+/// getpwnam_r(3), sound as it is: the caller's pointers are valid.
+#[no_mangle]
+pub unsafe extern "C" fn getpwnam_r(
+    name: *const c_char,
+    user: *mut User,
+    buffer: *mut c_char,
+    size: usize,
+    found: *mut *mut User,
+) -> c_int {
+    let name = CStr::from_ptr(name);
+    find_user(|user| CStr::from_ptr(user.name) == name, user, buffer, size, found)
+}
+
+/// getpwuid_r(3), sound as it is: the caller's pointers are valid.
+#[no_mangle]
+pub unsafe extern "C" fn getpwuid_r(
+    number: u32,
+    user: *mut User,
+    buffer: *mut c_char,
+    size: usize,
+    found: *mut *mut User,
+) -> c_int {
+    find_user(|user| user.number == number, user, buffer, size, found)
 }
 
 /// Where the C library starts us.
@@ -134,7 +195,6 @@ pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int
     // not the end. Sound: no handler of ours runs.
     unsafe { signal(SIGPIPE, SIG_IGN) };
     list_frozen_modules();
-    load_no_plugins();
     let zone = env::var_os("TZ");
     // The trap: CPython asks for the time zone when it starts, and glibc opens /etc/localtime. A lone
     // colon is the one value for which it opens nothing (even "" and "UTC0" are looked for).
