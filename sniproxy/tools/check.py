@@ -5,7 +5,6 @@ run it as the proxy's user to see what that one may reach. Each backend is conne
 without a byte.
 """
 
-import argparse
 import dataclasses
 import errno
 import json
@@ -21,9 +20,9 @@ from sniproxy import flavour
 from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import Hosts
+from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.listen import ListenError, become
 from sniproxy.tools.output import shown, tell
-from sniproxy.version import version_line
 
 _HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 """32 bytes in unpadded URL-safe base64."""
@@ -38,7 +37,7 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 _WRONG_TYPE = {errno.EPROTOTYPE, errno.ENOTSOCK}
 
 CANNOT_TELL = 2
-"""Exit status where it is not known whether all is well; argparse's for a usage error."""
+"""Exit status where it is not known whether all is well, a usage error among others."""
 
 _MOST_LINKS = 40
 """Symbolic links that the kernel follows in one path, path_resolution(7)."""
@@ -238,13 +237,13 @@ def _load_everything() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sniproxy-check",
+    parser = CommandLine(
+        "sniproxy-check",
+        failure=CANNOT_TELL,
         description="Say for each entry of a hosts directory whether sniproxy can serve it.",
         epilog="Manual: man 8 sniproxy-check. Exit status: 0 if all is well, 1 if not, 2 if it "
         "can't tell.",
     )
-    parser.add_argument("--version", action="version", version=version_line("sniproxy-check"))
     parser.add_argument("--json", action="store_true", help="print an array of objects instead")
     parser.add_argument("--user", help="look as this user, the proxy's (root only)")
     parser.add_argument(

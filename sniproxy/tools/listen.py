@@ -13,8 +13,8 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.output import complain
-from sniproxy.version import version_line
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
@@ -29,6 +29,7 @@ _PORT_DIGITS = 5
 _UNIX = "unix:"
 _FIRST_LISTEN_FD = 3
 
+_FAILURE = 1
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
 
@@ -136,15 +137,15 @@ def _backlog(text: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sniproxy-listen",
+    parser = CommandLine(
+        "sniproxy-listen",
+        failure=_FAILURE,
         usage="sniproxy-listen [OPTION…] ADDRESS:PORT… [--] COMMAND [ARGUMENT…]",
         description="Bind, listen, and run COMMAND with the socket as its standard input; several "
         "sockets are passed as LISTEN_FDS.",
         epilog="Manual: man 8 sniproxy-listen. Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 "
         "and IPv4), unix:PATH.",
     )
-    parser.add_argument("--version", action="version", version=version_line("sniproxy-listen"))
     parser.add_argument(
         "--backlog",
         type=_backlog,
