@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from sniproxy.tools.listen import AddressError, ListenError, listening_socket
+from sniproxy.tools.listen import AddressError, ListenError, listening_socket, main
+from tests.processes import in_child
 
 SHOW = """
 import json, os, socket, sys
@@ -93,13 +94,14 @@ def test_users_that_nobody_can_be(user: str, reason: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_who_is_not_root_is_told() -> None:
-    before = "import os, sniproxy.tools.listen; os.setuid(65534)"
-    done = run("--user", "0", "127.0.0.1:0", "true", before=before)
-    assert done.returncode == 1
-    assert done.stderr == (
-        "sniproxy-listen: --user '0': Operation not permitted (only root may change)\n"
-    )
+def test_who_is_not_root_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        os.setuid(65534)
+        assert main(["--user", "0", "127.0.0.1:0", "true"]) == 1
+        words = "--user '0': Operation not permitted (only root may change)"
+        assert capsys.readouterr().err == f"sniproxy-listen: {words}\n"
+
+    in_child(work)
 
 
 @pytest.mark.parametrize("word", ["localhost:8443", "127.0.0.1:http", "::1:443", "[::1]", "a:"])
