@@ -1,4 +1,4 @@
-# Each target is a whole job; none needs anything done by hand before it.
+# Each target is a whole job; install, deb and test-deployment take what `make executable` has made.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -91,9 +91,9 @@ def test_table_and_usage(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "1 hosts, 0 well, 1 not" in out
-    with pytest.raises(SystemExit) as left:
-        main(["/no/such/directory"])
-    assert left.value.code == 2
+    assert main(["/no/such/directory"]) == 2
+    words = f"uid {os.geteuid()} can't look into it: No such file or directory\n"
+    assert capsys.readouterr() == ("", f"sniproxy-check: '/no/such/directory': {words}")
 
 
 def test_links(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +159,28 @@ def test_headers(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
+def test_links_to_headers(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A header that is there outside a chroot may be absent inside."""
+    with listen(hosts / "a.example"), listen(hosts / "b.example"), listen(hosts / "c.example"):
+        (hosts / "header").touch()
+        (hosts / "a.example" / "send-proxy-v2").symlink_to(hosts / "header")
+        (hosts / "b.example" / "send-proxy-v1").symlink_to(f"../../{hosts.name}/header")
+        (hosts / "b.example" / "send-proxy-v2").symlink_to("../../no-such-file")
+        (hosts / "c.example" / "send-proxy-v1").symlink_to("../header")
+        # What is wrong with the way to the directory is said once.
+        (hosts / "d.example").symlink_to(hosts / "a.example")
+        status, found = look(capsys)
+    absolute = "is an absolute link: it leads elsewhere inside a chroot, use"
+    assert status == 1
+    assert found["a.example"]["problems"] == [f"a.example/send-proxy-v2 {absolute} ../header"]
+    assert found["b.example"]["notes"] == [
+        f"a link leads out of the hosts directory: {hosts.parent}/no-such-file",
+        "send-proxy-v2 is a dangling link: it counts as absent",
+    ]
+    assert (found["c.example"]["problems"], found["c.example"]["notes"]) == ([], [])
+    assert found["d.example"]["problems"] == [f"d.example {absolute} a.example"]
+
+
 def test_odd_names(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever a directory entry may be called is listed once, and can be read by any program."""
     long = ".".join(["b" * 60] * 4)
@@ -220,21 +242,39 @@ def test_permission_is_that_of_the_user(hosts: pathlib.Path) -> None:
         assert found["behind.example"]["problems"][0].startswith("permission denied")
         words = "is not canonical: rename it to xn--bcher-kva.example"
         assert words in found["Bücher.example"]["problems"]
+        # sniproxy needs no right to list any directory.
         hosts.chmod(0o711)
-        unreadable = run("--user", "65534")
-        assert unreadable.returncode == 2
-        assert "can't look into it: Permission denied" in unreadable.stderr
+        assert run("--json", "--user", "65534").stdout == as_nobody.stdout
+        hosts.chmod(0o700)
+        closed = run("--user", "65534")
+        assert (closed.returncode, closed.stdout) == (2, "")
+        words = "'.': uid 65534 can't look into it: Permission denied"
+        assert closed.stderr == f"sniproxy-check: {words}\n"
     for user in ("no-such-user", "9" * 30, "9" * 5000):
         done = run("--user", user)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"sniproxy-check: --user {user!a}: ")
+        assert done.stderr.count("\n") == 1
 
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_become_another_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         os.setuid(65534)
-        with pytest.raises(SystemExit, match="2"):
-            main(["--user", "0", "/"])
+        assert main(["--user", "0", "/"]) == 2
+        assert "only root may change" in capsys.readouterr().err
 
     in_child(work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
+def test_links_are_seen_where_the_way_to_the_directory_is_shut(hosts: pathlib.Path) -> None:
+    """The proxy is in the hosts directory already, and so are we."""
+    (hosts / "shut" / "hosts").mkdir(parents=True)
+    (hosts / "shut" / "hosts" / "a.example").symlink_to("/srv/a.example")
+    (hosts / "shut").chmod(0o700)
+    done = run("--user", "nobody", str(hosts / "shut" / "hosts"))
+    assert "a.example is an absolute link" in done.stdout
 
 
 def test_a_directory_that_is_none(hosts: pathlib.Path) -> None:
@@ -256,6 +296,10 @@ def test_inside_a_jail_an_absolute_link_is_one_of_the_jail(
     with listen(hosts / "real.example"):
         (hosts / "linked.example").symlink_to("/real.example")
         (hosts / "wrong.example").symlink_to(hosts / "real.example")
+        # What leads there are the names of the commands, before the start and after it.
+        (hosts / "sniproxy").touch()
+        (hosts / "sniproxy-check").symlink_to("sniproxy")
+        (hosts / "sniproxy-listen").symlink_to("no-longer-there")
 
         def work() -> None:
             os.chroot(".")
@@ -263,8 +307,19 @@ def test_inside_a_jail_an_absolute_link_is_one_of_the_jail(
             _, found = look(capsys)
             well = [name for name, one in found.items() if not one["problems"]]
             assert well == ["linked.example", "real.example"]
+            assert set(found) == {*well, "wrong.example"}
 
         in_child(work)
+
+
+def test_a_host_may_be_called_like_a_command(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (hosts / "sniproxy").mkdir()
+    with listen(hosts / "sniproxy-check"):
+        status, found = look(capsys)
+    assert (status, set(found)) == (1, {"sniproxy", "sniproxy-check"})
+    assert found["sniproxy-check"]["accepts"]
 
 
 def test_an_empty_directory_is_well(

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from sniproxy.tools.listen import ListenError, listening_socket
+from sniproxy.tools.listen import AddressError, ListenError, listening_socket, main
+from tests.processes import in_child
 
 SHOW = """
 import json, os, socket, sys
@@ -22,11 +23,11 @@ print(json.dumps([mine, names, os.getcwd()]))
 """
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = (
-        "import sys; from sniproxy.commands import sniproxy_listen; sys.exit(sniproxy_listen())"
-    )
-    command = [sys.executable, "-c", program, *arguments]
+PROGRAM = "import sys; from sniproxy.commands import sniproxy_listen as c; sys.exit(c())"
+
+
+def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"{before}\n{PROGRAM}", *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
 
 
@@ -55,21 +56,63 @@ def test_errors() -> None:
         done = run(f"127.0.0.1:{port}", "true")
     assert (done.returncode, "somebody else has it" in done.stderr) == (1, True)
     assert run("127.0.0.1:0", "/no/such/command").returncode == 127
+    done = run("127.0.0.1:0", "")
+    assert (done.returncode, done.stderr) == (127, "sniproxy-listen: '': no such command\n")
     assert run("127.0.0.1:0", "/etc/passwd").returncode == 126
     assert run("true").returncode == 2
     assert run("127.0.0.1:0").returncode == 2
     assert run("--backlog", "0", "127.0.0.1:0", "true").returncode == 2
     assert run("--backlog", "9" * 5000, "127.0.0.1:0", "true").returncode == 2
     assert run("--directory", "/no/such/directory", "127.0.0.1:0", "true").returncode == 1
-    for user in ("no-such-user", "9" * 30, "9" * 5000):
-        done = run("--user", user, "127.0.0.1:0", "true")
-        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    for address in ("127.0.0.1:65536", "256.1.1.1:1", "[::1.2]:1", "unix:", "unix:" + "x" * 200):
-        with pytest.raises(ListenError):
+    for address in ("127.0.0.1:65536", "256.1.1.1:1", "[::1.2]:1", "unix:", ":" + "9" * 5000):
+        with pytest.raises(AddressError):
             listening_socket(address, 1)
-    for address in (":" + "9" * 5000, "unix:/no/such/directory/socket"):
-        with pytest.raises(ListenError):
+        assert run(address, "true").returncode == 2
+    for address in ("unix:" + "x" * 200, "unix:/no/such/directory/socket"):
+        with pytest.raises(ListenError) as raised:
             listening_socket(address, 1)
+        assert raised.type is ListenError
+
+
+@pytest.mark.parametrize(
+    ("user", "reason"),
+    [
+        ("no-such-user", "there is no such user"),
+        ("9" * 30, "no user has such a number"),
+        ("9" * 5000, "no user has such a number"),
+        pytest.param(
+            str(2**32 - 1),
+            "no user has such a number",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root gets as far as that"),
+        ),
+    ],
+)
+def test_users_that_nobody_can_be(user: str, reason: str) -> None:
+    done = run("--user", user, "127.0.0.1:0", "true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"sniproxy-listen: --user {user!a}: {reason}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_is_not_root_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        os.setuid(65534)
+        assert main(["--user", "0", "127.0.0.1:0", "true"]) == 1
+        words = "--user '0': Operation not permitted (only root may change)"
+        assert capsys.readouterr().err == f"sniproxy-listen: {words}\n"
+
+    in_child(work)
+
+
+@pytest.mark.parametrize("word", ["localhost:8443", "127.0.0.1:http", "::1:443", "[::1]", "a:"])
+def test_a_word_that_is_meant_as_an_address_is_named(word: str) -> None:
+    for before in ((), ("127.0.0.1:0",)):
+        done = run(*before, word, "true")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{word!a}: expected numbers only" in done.stderr
+    # Unless it is said to be the command.
+    done = run("127.0.0.1:0", "--", word)
+    assert (done.returncode, "no such command" in done.stderr) == (127, True)
 
 
 def test_any_address_takes_both_families() -> None:
@@ -77,6 +120,9 @@ def test_any_address_takes_both_families() -> None:
         port = listening.getsockname()[1]
         for address in ("127.0.0.1", "::1"):
             socket.create_connection((address, port), 20).close()
+    for spelling in ("[::]:0", "[0::0]:0", "[0:0:0:0:0:0:0.0.0.0]:0", "*:0"):
+        with listening_socket(spelling, 5) as listening:
+            assert listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
 
 
 def test_a_socket_file_that_is_there_already(tmp_path: pathlib.Path) -> None:
@@ -91,20 +137,20 @@ def test_an_ipv6_address_takes_no_ipv4_clients() -> None:
 
 
 def test_the_command_gets_clean_hands() -> None:
-    """No descriptor but standard ones, and SIGPIPE as every program expects it."""
+    """No descriptor but standard ones, and no signal ignored because Python ignores it."""
     show = "import os; print(sorted(map(int, os.listdir('/proc/self/fd'))))"
     done = run("127.0.0.1:0", sys.executable, "-c", show)
     assert done.stdout == "[0, 1, 2, 3]\n"  # 3 is the listing's own
     done = run("127.0.0.1:0", "grep", "SigIgn", "/proc/self/status")
     ignored = int(done.stdout.split()[1], 16)
-    assert not ignored & 1 << (signal.SIGPIPE - 1)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        assert not ignored & 1 << (number - 1)
 
 
 def test_with_standard_descriptors_closed(tmp_path: pathlib.Path) -> None:
     """The sockets may then have low numbers of their own: still each arrives where it should."""
     out = tmp_path / "out"
-    program = "import sys; from sniproxy.commands import sniproxy_listen as c; sys.exit(c())"
-    words = [sys.executable, "-c", program, "127.0.0.1:0", "[::1]:0", "--", sys.executable]
+    words = [sys.executable, "-c", PROGRAM, "127.0.0.1:0", "[::1]:0", "--", sys.executable]
     words += ["-W", "ignore", "-c", SHOW.replace("print(", "open(sys.argv[1], 'w').write(")]
     script = '"$@" <&- >&- 2>&-'
     subprocess.run(["/bin/sh", "-c", script, "sh", *words, str(out)], check=True, timeout=60)
@@ -119,3 +165,28 @@ def test_user() -> None:
     assert done.stdout == "65534\n"
     done = run("--user", "12345", "127.0.0.1:0", "sh", "-c", "id -u; id -g; id -G")
     assert done.stdout == "12345\n" * 3
+
+
+SHUT = """
+import os, sys
+sys.modules.pop("warnings", None)  # as in Python 3.13, where nothing has needed it before
+
+class Shut:
+    def find_spec(self, name, path=None, target=None):
+        raise PermissionError(name)
+
+become = os.setuid
+def setuid(number):
+    become(number)
+    sys.meta_path.insert(0, Shut())
+os.setuid = setuid
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_that_user_needs_no_file_of_pythons() -> None:
+    """Python may be in a home directory that only its owner can enter."""
+    done = run("--user", "nobody", "127.0.0.1:0", "id", "-u", before=SHUT)
+    assert (done.stdout, done.stderr) == ("65534\n", "")
+    done = run("--user", "nobody", "127.0.0.1:0", "/no/such/command", before=SHUT)
+    assert (done.returncode, "no such command" in done.stderr) == (127, True)

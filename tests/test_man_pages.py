@@ -1,8 +1,11 @@
 """The manual pages: they render without a warning, and know every option."""
 
+import os
 import pathlib
+import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -10,7 +13,8 @@ import pytest
 
 from sniproxy.commands import USAGE_ERROR
 
-PAGES = sorted((pathlib.Path(__file__).parent.parent / "docs" / "man").glob("*.[18]"))
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs" / "man").glob("*.[18]"))
 SECTIONS = [
     "NAME",
     "SYNOPSIS",
@@ -31,12 +35,12 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
-def tool(page: pathlib.Path, *arguments: str) -> str:
+def tool(page: pathlib.Path, *arguments: str, status: int = 0) -> str:
     """Run the command that a page is about; give what it prints."""
     program = "import sys; from sniproxy.commands import main; sys.exit(main())"
     code = f"import sys; sys.argv[0] = {page.stem!r}; {program}"
     done = run([sys.executable, "-c", code, *arguments])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -97,3 +101,27 @@ def test_examples_of_names_are_right() -> None:
     example = re.search(r"\$ sniproxy-hostname (.+)\n((?:[^$.].*\n)+)", text_of(page))
     assert example
     assert tool(page, *example[1].split()) == example[2]
+
+
+def test_the_example_of_a_check_is_right(tmp_path: pathlib.Path) -> None:
+    page = next(page for page in PAGES if page.stem == "sniproxy-check")
+    example = re.search(r"# sniproxy-check .+\n((?:[^.].*\n)+)", text_of(page))
+    assert example
+    for host in ("blog.example", "shop.example"):
+        (tmp_path / host).mkdir()
+    (tmp_path / "blog.example" / "send-proxy-v2").touch()
+    with socket.socket(socket.AF_UNIX) as blog, socket.socket(socket.AF_UNIX) as shop:
+        blog.bind(f"{tmp_path}/blog.example/tls-socket")
+        blog.listen()
+        shop.bind(f"{tmp_path}/shop.example/tls-socket")
+        printed = tool(page, str(tmp_path), status=1)
+    assert printed == example[1].replace("www-data", pwd.getpwuid(os.geteuid()).pw_name)
+
+
+def test_the_line_for_inetd_is_the_one_that_is_tried() -> None:
+    """tests/deployment runs chroot/inetd.conf: inetd knows no quotes, among other things."""
+    tried = (ROOT / "chroot" / "inetd.conf").read_text().splitlines()
+    page = text_of(next(page for page in PAGES if page.stem == "sniproxy"))
+    for text in (page, (ROOT / "README.md").read_text()):
+        (line,) = re.findall(r"^ *(https stream .*)$", text, re.MULTILINE)
+        assert line in tried

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
-from sniproxy.tools.output import shown
+from sniproxy.tools.output import escaped, shown
 
 COMMANDS = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen"]
 
 
-def run(script: str, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, command: str, *arguments: str, unbuffered: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run a command within a line of shell that redirects it; ``"$@"`` is the command."""
     program = (
         f"import sys; sys.argv[0] = {command!r}; from sniproxy.commands import main; "
@@ -21,6 +23,8 @@ def run(script: str, command: str, *arguments: str) -> subprocess.CompletedProce
     words = ["/bin/sh", "-c", script, "sh", sys.executable, "-c", program, *arguments]
     # Unbuffered output would leave nothing to be flushed at the exit.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if unbuffered:
+        environment["PYTHONUNBUFFERED"] = "1"
     return subprocess.run(
         words,
         check=False,
@@ -37,22 +41,33 @@ def run(script: str, command: str, *arguments: str) -> subprocess.CompletedProce
     [
         ("sniproxy", ["--version"], 1),
         ("sniproxy", ["--help"], 1),
+        ("sniproxy-hostname", ["--version"], 1),
+        ("sniproxy-hostname", ["--help"], 1),
         ("sniproxy-hostname", ["a.example"], 1),
+        ("sniproxy-listen", ["--version"], 1),
+        ("sniproxy-listen", ["--help"], 1),
+        ("sniproxy-check", ["--version"], 2),
+        ("sniproxy-check", ["--help"], 2),
         ("sniproxy-check", ["{}"], 2),
         ("sniproxy-check", ["--json", "{}"], 2),
     ],
 )
+@pytest.mark.parametrize("unbuffered", [False, True])
 def test_full_and_closed_output(
-    tmp_path: pathlib.Path, command: str, arguments: list[str], status: int
+    tmp_path: pathlib.Path, command: str, arguments: list[str], status: int, unbuffered: bool
 ) -> None:
     words = [argument.format(tmp_path) for argument in arguments]
-    full = run('"$@" >/dev/full', command, *words)
+    full = run('"$@" >/dev/full', command, *words, unbuffered=unbuffered)
     assert full.returncode == status
     assert full.stderr == "can't write to standard output: No space left on device\n"
-    closed = run('"$@" >&-', command, *words)
+    # A pipe whose reader has gone before anything is written.
+    pipe = f"pipe='{tmp_path}/pipe'; mkfifo $pipe; exec 3<>$pipe 4>$pipe 3<&-; "
+    unread = run(pipe + '"$@" >&4 4>&-', command, *words, unbuffered=unbuffered)
+    assert (unread.returncode, unread.stderr) == (status, "")
+    closed = run('"$@" >&-', command, *words, unbuffered=unbuffered)
     assert closed.returncode == status
     assert "Traceback" not in closed.stderr
-    nothing = run('"$@" >&- 2>&-', command, *words)
+    nothing = run('"$@" >&- 2>&-', command, *words, unbuffered=unbuffered)
     assert nothing.returncode == status
 
 
@@ -66,7 +81,10 @@ def test_usage_errors_are_for_standard_error(command: str) -> None:
     done = run('"$@"', command, "--no-such-option")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--no-such-option" in done.stderr
-    assert run('"$@" 2>&-', command, "--no-such-option").returncode == 2
+    deaf = run('"$@" 2>&-', command, "--no-such-option")
+    assert (deaf.returncode, deaf.stdout) == (2, "")
+    # What a pattern of the shell's finds in somebody else's directory reaches no terminal as it is.
+    assert "\x1b" not in run('"$@"', command, "--\x1b[31m").stderr
 
 
 def test_complaints_that_nobody_gets() -> None:
@@ -83,5 +101,6 @@ def test_names_are_shown_without_harm() -> None:
     assert shown("a\\b") == "a\\\\b"
     assert shown("a\x1b[31m\n") == "a\\x1b[31m\\x0a"
     assert shown(os.fsdecode(b"a\xff")) == "a\\xff"
+    assert escaped("a\\b\x1b" + os.fsdecode(b"\xff")) == "a\\b\\x1b\\xff"
     # Writing direction is no matter of a terminal's choice either.
     assert shown("a\u202eb") == "a\\xe2\\x80\\xaeb"

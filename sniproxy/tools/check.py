@@ -5,7 +5,6 @@ run it as the proxy's user to see what that one may reach. Each backend is conne
 without a byte.
 """
 
-import argparse
 import dataclasses
 import errno
 import json
@@ -15,30 +14,31 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sniproxy import flavour
 from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import Hosts
+from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.listen import ListenError, become
-from sniproxy.tools.output import shown, tell
-from sniproxy.version import version_line
+from sniproxy.tools.output import complain, shown, tell
 
 _HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 """32 bytes in unpadded URL-safe base64."""
 
-_NOT_HOSTS = frozenset(
-    {"dev", "etc", "proc", "root", "run", "sniproxy", "sys", "tmp", "usr", "var"}
-)
-"""What a jail holds besides hosts; passed over where there is no socket in it."""
+_NOT_HOSTS = frozenset({"dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"})
+"""Directories that a jail holds besides hosts; passed over where there is no socket in them."""
+
+_COMMANDS = frozenset({"sniproxy", "sniproxy-check", "sniproxy-hostname", "sniproxy-listen"})
+"""The executable and the links to it in a jail; passed over where they are no directories."""
 
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 _WRONG_TYPE = {errno.EPROTOTYPE, errno.ENOTSOCK}
 
 CANNOT_TELL = 2
-"""Exit status where it is not known whether all is well; argparse's for a usage error."""
+"""Exit status where it is not known whether all is well, a usage error among others."""
 
 _MOST_LINKS = 40
 """Symbolic links that the kernel follows in one path, path_resolution(7)."""
@@ -58,19 +58,21 @@ class Finding:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def findings() -> list[Finding]:
-    """Look at every entry of the working directory, in the order of their names.
+def findings(names: Iterable[str]) -> list[Finding]:
+    """Look at these entries of the working directory, in the order of their names.
 
-    Raises OSError where the directory can't be read.
+    Raises OSError where the directory can't be entered.
     """
     hosts = Hosts()
     try:
-        return [_examine(name, hosts) for name in sorted(os.listdir(".")) if not _passed_over(name)]
+        return [_examine(name, hosts) for name in sorted(names) if not _passed_over(name)]
     finally:
         hosts.close()
 
 
 def _passed_over(name: str) -> bool:
+    if name in _COMMANDS:
+        return not os.path.isdir(name)
     return name in _NOT_HOSTS and not os.path.lexists(f"{name}/{naming.SOCKET}")
 
 
@@ -92,7 +94,10 @@ def _examine(name: str, hosts: Hosts) -> Finding:
         finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
     for header in (naming.SEND_PROXY_V1, naming.SEND_PROXY_V2):
         path = f"{name}/{header}"
-        if os.path.islink(path) and not os.path.exists(path):
+        if not os.path.islink(path):
+            continue
+        _examine_links(finding, path)
+        if not os.path.exists(path):
             finding.notes.append(f"{header} is a dangling link: it counts as absent")
     return finding
 
@@ -120,7 +125,7 @@ def _examine_name(finding: Finding) -> None:
 
 
 def _examine_links(finding: Finding, path: str) -> None:
-    """Look at the symbolic links that lead to a socket, wherever on the way they are."""
+    """Look at the symbolic links that lead to a file, wherever on the way they are."""
     top = end = os.getcwd()
     if top == "/":
         return  # in a jail no link leads out of it
@@ -128,10 +133,12 @@ def _examine_links(finding: Finding, path: str) -> None:
         end = where
         if os.path.isabs(target):
             relative = os.path.relpath(target, os.path.dirname(link))
-            finding.problems.append(
+            problem = (
                 f"{shown(os.path.relpath(link, top))} is an absolute link: it leads elsewhere "
                 f"inside a chroot, use {shown(relative)}"
             )
+            if problem not in finding.problems:  # of a host's directory: on the way to each file
+                finding.problems.append(problem)
             return
     if os.path.commonpath((top, end)) != top:
         finding.notes.append(f"a link leads out of the hosts directory: {shown(end)}")
@@ -147,7 +154,8 @@ def _links(top: str, path: str) -> Iterator[tuple[str, str, str]]:
         name = rest.pop(0)
         there = os.path.normpath(os.path.join(here, name))
         try:
-            target = os.readlink(there)
+            # By a relative path: what leads to the hosts directory may be closed to the user.
+            target = os.readlink(os.path.relpath(there, top))
         except OSError:
             here = there
             continue
@@ -238,13 +246,13 @@ def _load_everything() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sniproxy-check",
+    parser = CommandLine(
+        "sniproxy-check",
+        failure=CANNOT_TELL,
         description="Say for each entry of a hosts directory whether sniproxy can serve it.",
         epilog="Manual: man 8 sniproxy-check. Exit status: 0 if all is well, 1 if not, 2 if it "
         "can't tell.",
     )
-    parser.add_argument("--version", action="version", version=version_line("sniproxy-check"))
     parser.add_argument("--json", action="store_true", help="print an array of objects instead")
     parser.add_argument("--user", help="look as this user, the proxy's (root only)")
     parser.add_argument(
@@ -253,14 +261,18 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         os.chdir(options.directory)
+        names = os.listdir(".")  # before we are that user, who need not be able to
         if options.user is not None:
             _load_everything()
             become(options.user)
-        results = findings()
+        results = findings(names)
     except ListenError as error:
-        parser.error(str(error))
+        complain(f"sniproxy-check: {error}")
+        return CANNOT_TELL
     except OSError as error:
-        parser.error(f"{options.directory!a}: can't look into it: {error.strerror}")
+        user = f"uid {os.geteuid()} can't look into it"
+        complain(f"sniproxy-check: {options.directory!a}: {user}: {error.strerror}")
+        return CANNOT_TELL
     if not tell((_json(results) if options.json else _table(results)) + "\n"):
         return CANNOT_TELL
     return 1 if any(result.problems for result in results) else 0

@@ -6,7 +6,6 @@ mapping, the bidi rule and the joiner rules are idna's; its IDNA 2008 code point
 used, since they exclude names that browsers ask for (emoji).
 """
 
-import argparse
 import errno
 import os
 import sys
@@ -17,8 +16,8 @@ import idna
 
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 from sniproxy.resolver.naming import directory_name
+from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.output import complain, tell
-from sniproxy.version import version_line
 
 MAX_LABEL = 63
 """Bytes: "Labels must be 63 characters or less" (RFC 1035 section 2.3.1)."""
@@ -141,18 +140,19 @@ def _names(arguments: Sequence[str]) -> Iterable[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sniproxy-hostname",
+    parser = CommandLine(
+        "sniproxy-hostname",
+        failure=1,
         description="Print the name of the directory that sniproxy looks for, one line a name.",
         epilog="Manual: man 1 sniproxy-hostname. Exit status: 0 if all names are valid, 1 if not.",
     )
-    parser.add_argument("--version", action="version", version=version_line("sniproxy-hostname"))
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="host names; without any, read standard input"
     )
+    given = parser.parse_args(arguments).names
     status = 0
     try:
-        for name in _names(parser.parse_args(arguments).names):
+        for name in _names(given):
             try:
                 if not tell(directory_name(to_ascii(name)) + "\n"):
                     return 1

@@ -11,10 +11,11 @@ import pwd
 import re
 import signal
 import socket
+import warnings  # noqa: F401 - os.execvp wants it, when --user may not reach Python's files any more
 from collections.abc import Sequence
 
+from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.output import complain
-from sniproxy.version import version_line
 
 BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
@@ -29,17 +30,29 @@ _PORT_DIGITS = 5
 _UNIX = "unix:"
 _FIRST_LISTEN_FD = 3
 
+_FAILURE = 1
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
 
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
 
 class ListenError(ValueError):
-    """An address to listen on that can't be used; says why."""
+    """An address to listen on, or a user, that can't be used; says why."""
+
+
+class AddressError(ListenError):
+    """What is no address at all."""
 
 
 def is_address(word: str) -> bool:
     """Say whether a word of the command line is an address rather than the command."""
     return word.startswith(_UNIX) or _ADDRESS.fullmatch(word) is not None
+
+
+def _is_meant_as_one(word: str) -> bool:
+    """Say whether a word looks like a host or port that is no number, rather than a command."""
+    return ":" in word and "/" not in word
 
 
 def listening_socket(address: str, backlog: int) -> socket.socket:
@@ -50,30 +63,36 @@ def listening_socket(address: str, backlog: int) -> socket.socket:
     if address.startswith(_UNIX):
         path = address.removeprefix(_UNIX)
         if not path:
-            raise ListenError(f"{address!a}: expected unix:PATH")
+            raise AddressError(f"{address!a}: expected unix:PATH")
         return _bound(socket.AF_UNIX, path, address, backlog)
     match = _ADDRESS.fullmatch(address)
     if match is None or len(match["port"]) > _PORT_DIGITS or int(match["port"]) > 65535:
-        raise ListenError(f"{address!a}: expected ADDRESS:PORT with a port up to 65535")
+        raise AddressError(f"{address!a}: expected ADDRESS:PORT with a port up to 65535")
     port = int(match["port"])
     family = socket.AF_INET if match["v4"] else socket.AF_INET6
     host = match["v4"] or match["v6"] or "::"
     try:
-        socket.inet_pton(family, host)
+        packed = socket.inet_pton(family, host)
     except OSError:
-        raise ListenError(f"{address!a}: {host!a} is no IP address") from None
-    return _bound(family, (host, port), address, backlog)
+        raise AddressError(f"{address!a}: {host!a} is no IP address") from None
+    return _bound(family, (host, port), address, backlog, takes_both=not any(packed))
 
 
-def _bound(family: int, where: tuple[str, int] | str, address: str, backlog: int) -> socket.socket:
+def _bound(
+    family: int,
+    where: tuple[str, int] | str,
+    address: str,
+    backlog: int,
+    *,
+    takes_both: bool = False,
+) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # Only the address of all interfaces takes IPv4 clients as well.
-            only = 0 if where[0] == "::" else 1
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not takes_both)
         listening.bind(where)
         listening.listen(backlog)
     except OSError as error:
@@ -124,7 +143,10 @@ def become(user: str) -> None:
     except (OverflowError, ValueError):
         raise ListenError(f"--user {user!a}: no user has such a number") from None
     except OSError as error:
-        raise ListenError(f"--user {user!a}: {error.strerror} (only root may change)") from None
+        if error.errno == errno.EINVAL:  # as 2**32 - 1, which setuid(2) means something else by
+            raise ListenError(f"--user {user!a}: no user has such a number") from None
+        hint = " (only root may change)" if error.errno == errno.EPERM else ""
+        raise ListenError(f"--user {user!a}: {error.strerror}{hint}") from None
 
 
 def _backlog(text: str) -> int:
@@ -136,15 +158,15 @@ def _backlog(text: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sniproxy-listen",
+    parser = CommandLine(
+        "sniproxy-listen",
+        failure=_FAILURE,
         usage="sniproxy-listen [OPTION…] ADDRESS:PORT… [--] COMMAND [ARGUMENT…]",
         description="Bind, listen, and run COMMAND with the socket as its standard input; several "
         "sockets are passed as LISTEN_FDS.",
         epilog="Manual: man 8 sniproxy-listen. Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 "
         "and IPv4), unix:PATH.",
     )
-    parser.add_argument("--version", action="version", version=version_line("sniproxy-listen"))
     parser.add_argument(
         "--backlog",
         type=_backlog,
@@ -152,7 +174,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="NUMBER",
         help="connections that may wait to be accepted (default: %(default)s)",
     )
-    parser.add_argument("--directory", help="change to this directory first")
+    parser.add_argument("--directory", help="run COMMAND in this directory, entered after binding")
     parser.add_argument("--user", help="run COMMAND as this user, after binding")
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -162,6 +184,11 @@ def main(arguments: Sequence[str]) -> int:
         addresses.append(words.pop(0))
     if words[:1] == ["--"]:
         words.pop(0)
+    elif words and _is_meant_as_one(words[0]):
+        parser.error(
+            f"{words[0]!a}: expected numbers only, such as 127.0.0.1:8443 or [::1]:8443: names are "
+            "not resolved (a COMMAND that is called so goes after --)"
+        )
     if not addresses:
         parser.error("no ADDRESS:PORT to listen on, such as 127.0.0.1:8443")
     if not words:
@@ -172,18 +199,20 @@ def main(arguments: Sequence[str]) -> int:
             os.chdir(options.directory)
         if options.user is not None:
             become(options.user)
+    except AddressError as error:
+        parser.error(str(error))
     except ListenError as error:
         complain(f"sniproxy-listen: {error}")
-        return 1
+        return _FAILURE
     except OSError as error:
         complain(f"sniproxy-listen: --directory {options.directory!a}: {error.strerror}")
-        return 1
+        return _FAILURE
     pass_on(sockets)
-    # Python ignores it, and what is ignored stays so for the command.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for ignored in _IGNORED_BY_PYTHON:  # and what is ignored stays so for the command
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execvp(words[0], words)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # the latter where the name is empty
         complain(f"sniproxy-listen: {words[0]!a}: no such command")
         return _NOT_FOUND
     except OSError as error:

@@ -42,9 +42,15 @@ def shown(name: str) -> str:
 
     What is printable stands for itself, ``\\`` for ``\\\\``, other bytes for ``\\xNN``.
     """
-    text = os.fsencode(name).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return escaped(os.fsencode(name).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace"))
+
+
+def escaped(text: str) -> str:
+    """Write what is not printable as ``\\xNN``."""
     return "".join(
-        one if one.isprintable() else "".join(f"\\x{byte:02x}" for byte in one.encode())
+        one
+        if one.isprintable()
+        else "".join(f"\\x{byte:02x}" for byte in one.encode("utf-8", "surrogateescape"))
         for one in text
     )
 

@@ -110,21 +110,24 @@ def test_a_host_cannot_be_taken_over(start: Start, backend_of: Make) -> None:
 
 @needs_root
 def test_links_of_others_in_a_sticky_directory(start: Start, backend_of: Make) -> None:
-    """Where fs.protected_symlinks is on, the kernel follows none that is neither ours nor the
-    directory's owner's: in a mode 1777 directory a user's link to another host is refused."""
+    """A user's link to another host is followed in a mode 1777 directory as well. Where
+    fs.protected_symlinks is on, it is not if it is the last part of a path, as it is for a name
+    that is too long for a socket's address."""
     protected = pathlib.Path("/proc/sys/fs/protected_symlinks").read_text().strip() == "1"
     proxy = start()
     open_to_all(proxy.hosts, 0o1777)
     backend = backend_of(proxy.directory(HOST))
-    link = directory_name(proxy.hashed, "b.example")
     target = proxy.directory(HOST).name
-    assert as_user(INTRUDER, lambda: os.symlink(target, link), proxy.hosts) == ""
-    if protected:
-        assert proxy.ask(hello("b.example")) == UNRECOGNIZED_NAME
-        return
-    with proxy.connect() as client:
-        client.sendall(hello("b.example"))
-        assert read_exactly(backend.accept(), 5) == HELLO[:5]
+    long = ".".join(["b" * 60] * 2)
+    for name in ("b.example", long):
+        link = directory_name(proxy.hashed, name)
+        assert as_user(INTRUDER, lambda link=link: os.symlink(target, link), proxy.hosts) == ""
+        if protected and link == long:
+            assert proxy.ask(hello(name)) == UNRECOGNIZED_NAME
+            continue
+        with proxy.connect() as client:
+            client.sendall(hello(name))
+            assert read_exactly(backend.accept(), 5) == hello(name)[:5]
 
 
 def test_traps_in_a_host_directory(start: Start, serve: Serve, tmp_path: pathlib.Path) -> None:

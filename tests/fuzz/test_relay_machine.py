@@ -276,7 +276,7 @@ class RelayMachine(RuleBasedStateMachine):
 
     def finish(self, connections: list[Connection]) -> None:
         """Take turns until nothing moves any more; compare each connection with the model."""
-        patience = 50
+        patience = 500
         while True:
             moved = True
             while moved or self.poller._unfinished:
@@ -292,7 +292,8 @@ class RelayMachine(RuleBasedStateMachine):
                 for connection in connections:
                     self.compare(connection)
             except AssertionError:
-                # The kernel may still be on it; a lost wake-up stays lost.
+                # The kernel may still be on it (TCP asks after a full window by a timer that grows
+                # to seconds); a lost wake-up stays lost.
                 if not patience:
                     raise
                 patience -= 1
