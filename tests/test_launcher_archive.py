@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PROGRAM = '#!/bin/sh\necho "${0##*/}"\n'
 
+needs_xz = pytest.mark.skipif(shutil.which("xz") is None, reason="xz is missing: install xz-utils")
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
@@ -89,6 +91,7 @@ def test_pages_are_right_where_they_are(
     assert layout(repository)[name] == expected.encode()
 
 
+@needs_xz
 def test_no_page_of_ours_has_a_dead_link(tmp_path: Path) -> None:
     (tmp_path / "sniproxy").write_text(PROGRAM)
     found = archive.contents(ROOT, tmp_path / "sniproxy", "{}", [])
@@ -122,6 +125,7 @@ def test_licences_need_a_folder() -> None:
     assert (done.returncode, done.stderr) == (2, "usage: licences.py FOLDER\n")
 
 
+@needs_xz
 def test_it_unpacks_to_commands_that_run(repository: Path, tmp_path: Path) -> None:
     file = tmp_path / "sniproxy-1.0.tar.xz"
     archive.write(file, "sniproxy-1.0", layout(repository), 1_600_000_000)

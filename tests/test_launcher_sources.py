@@ -1,6 +1,7 @@
 """Where CPython's source comes from, and that nothing unverified is used."""
 
 import hashlib
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from launcher.chain import sources
 from launcher.chain.failure import BuildFailure
 from launcher.chain.sources import Tarball
+
+needs_xz = pytest.mark.skipif(shutil.which("xz") is None, reason="xz is missing: install xz-utils")
 
 
 def tarball(at: Path, version: str = "3.11.9") -> Tarball:
@@ -43,6 +46,7 @@ def test_a_checksum_without_a_source_is_a_mistake() -> None:
         sources.wanted({"PYTHON_SOURCE_SHA256": "ab" * 32})
 
 
+@needs_xz
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_verified_archive_is_unpacked(tmp_path: Path, scheme: str) -> None:
     given = tarball(tmp_path)
@@ -64,6 +68,7 @@ def test_a_checksum_that_does_not_match_stops_before_unpacking(tmp_path: Path) -
     assert not tree.exists()
 
 
+@needs_xz
 def test_another_series_is_refused(tmp_path: Path) -> None:
     given = tarball(tmp_path, "3.12.0")
     with pytest.raises(BuildFailure, match=r"must be CPython 3\.11, found 3\.12\.0"):

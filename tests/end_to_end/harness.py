@@ -89,6 +89,12 @@ def children(pid: int) -> list[int]:
     ]
 
 
+def lowest_free_descriptor(pid: int) -> int:
+    """Give the number that a process's next descriptor would have, proc(5)."""
+    taken = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+    return min(set(range(len(taken) + 1)) - taken)
+
+
 def memory(proxy: Proxy) -> int:
     """Give the resident bytes of all processes of a proxy, proc(5)."""
     total = 0

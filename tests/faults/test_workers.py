@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import Proxy, children, in_thread, read_exactly
+from tests.end_to_end.harness import (
+    Proxy,
+    children,
+    in_thread,
+    lowest_free_descriptor,
+    read_exactly,
+)
 from tests.faults.harness import (
     HELLO,
     HOST,
@@ -108,8 +114,7 @@ def test_one_worker_has_no_descriptor_left(start: Start, serve: Callable[..., Ba
     ask(proxy)
     at_rest(proxy)
     for worker in children(proxy.process.pid):
-        taken = {int(fd) for fd in os.listdir(f"/proc/{worker}/fd")}
-        lowest_free = min(set(range(len(taken) + 1)) - taken)
+        lowest_free = lowest_free_descriptor(worker)
         before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (lowest_free, before[1]))
         for _ in range(50):
