@@ -7,6 +7,7 @@ import pytest
 
 from sniproxy.proxy import connection
 from sniproxy.proxy.connection import FAREWELL_BYTES, PATIENCE, address_text
+from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from tests.end_to_end.harness import reset
 from tests.hello import hello
 from tests.plane import Plane
@@ -125,6 +126,26 @@ def test_a_queue_that_stays_full(plane: Plane) -> None:
     assert plane.read(waiting, 99) == alert(80)
     assert 'event=backend_fault host=a.example error="accept queue full"' in plane.log
     assert plane.connections.totals.refused == {"queue_full": 1}
+
+
+def test_without_a_descriptor_for_a_backend(plane: Plane) -> None:
+    """It waits in a line of its own, and no healthy host is called broken in the log."""
+    plane.backend("a.example")
+
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "none left")
+
+    plane.hosts.connect = exhausted  # type: ignore[method-assign]
+    waiting = plane.client(HELLO)
+    assert list(plane.connections.lines) == [FOR_A_DESCRIPTOR]
+    reset(plane.client(HELLO))
+    plane.until(lambda: plane.connections.totals.open == 1)
+    plane.clock.advance(PATIENCE + 0.1)
+    assert plane.read(waiting, 99) == alert(80)
+    assert plane.connections.totals.refused == {"no_descriptor": 1}
+    assert "backend_fault" not in plane.log
+    plane.clock.advance(LONGEST_RETRY)
+    assert not plane.connections.lines
 
 
 def test_a_client_that_resets_while_it_waits(plane: Plane) -> None:

@@ -441,6 +441,21 @@ def test_a_backend_that_cannot_be_watched_is_closed(pair: Pair) -> None:
         one.close()
 
 
+def test_nor_is_anything_left_where_the_client_cannot_be_watched(pair: Pair) -> None:
+    client, backend = socket.socketpair(), socket.socketpair()
+    number = fcntl.fcntl(client[0].fileno(), fcntl.F_DUPFD_CLOEXEC, 500)
+    high = socket.socket(fileno=number)
+    pair.poller._epoll.register(high, 0)
+    with pytest.raises(FileExistsError):
+        pair.relay.join(high, backend[0], None, watched=False)
+    assert backend[0].fileno() == -1
+    assert backend[1].recv(1) == b""
+    assert len(pair.poller.watchers()) == 2
+    high.sendall(b"still open")
+    for one in (*client, high, backend[1]):
+        one.close()
+
+
 def fill(stream: socket.socket) -> int:
     """Send until the other end takes nothing more; give the bytes."""
     size = 0

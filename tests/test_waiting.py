@@ -1,6 +1,6 @@
 """Waiting in line for a queue with room, by a clock of the test's own."""
 
-from sniproxy.proxy.waiting import FIRST_RETRY, LONGEST_RETRY, TRIES_A_TURN, Lines
+from sniproxy.proxy.waiting import FIRST_RETRY, FOR_A_DESCRIPTOR, LONGEST_RETRY, TRIES_A_TURN, Lines
 from tests.clock import Clock
 
 
@@ -11,15 +11,16 @@ class Waiter:
         self.queue = queue
         self.accepted_at = accepted_at
         self.tries = 0
+        self.line = "a.example"
         self.inside = False
 
-    def attempt(self) -> bool:
+    def attempt(self) -> str | None:
         self.tries += 1
         if not self.queue:
-            return False
+            return self.line
         self.queue.pop()
         self.inside = True
-        return True
+        return None
 
 
 def line(clock: Clock, queue: list[int], count: int) -> tuple[Lines, list[Waiter]]:
@@ -109,3 +110,24 @@ def test_hosts_do_not_wait_for_each_other() -> None:
     assert other.inside
     assert list(lines) == ["a.example"]
     assert not any(waiter.inside for waiter in waiters)
+
+
+def test_who_waits_for_something_else_changes_lines() -> None:
+    clock = Clock()
+    queue: list[int] = []
+    lines, waiters = line(clock, queue, 3)
+    waiters[0].line = waiters[1].line = FOR_A_DESCRIPTOR
+    clock.advance(FIRST_RETRY)
+    assert set(lines) == {"a.example", FOR_A_DESCRIPTOR}
+    assert [waiter.tries for waiter in waiters] == [1, 1, 1]
+    clock.advance(LONGEST_RETRY)
+    # Each line goes on with its first.
+    assert waiters[0].tries > 1
+    assert waiters[1].tries == 1
+    assert waiters[2].tries > 1
+    queue += [1, 1, 1]
+    clock.advance(2 * LONGEST_RETRY)
+    assert all(waiter.inside for waiter in waiters)
+    clock.advance(LONGEST_RETRY)
+    assert not lines
+    assert clock.timers == 0

@@ -5,6 +5,7 @@ line of the log has them; both ends are the same program, so they are marshalled
 stream says that the other process has gone.
 """
 
+import contextlib
 import marshal
 import socket
 
@@ -33,12 +34,21 @@ class Channel:
         self._socket.close()
 
     def send(self, event: str, **fields: "int | str") -> bool:
-        """Send a message; say whether the other end can still get it."""
+        """Send a message; False says that the other end has gone. Raises BlockingIOError where it
+        has not taken many messages before this one."""
         try:
             self._socket.send(marshal.dumps((event, fields)))
+        except BlockingIOError:
+            raise
         except OSError:
             return False
         return True
+
+    def end(self) -> None:
+        """Send nothing more: behind the messages that it still has, the other end sees the end of
+        the stream. What it sends can still be received."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def receive(self) -> Message | None:
         """Give the next message, None when the other end has gone. Raises BlockingIOError."""

@@ -3,9 +3,9 @@
 An ``Arrival`` reads the hello, asks the resolver for the backend and hands both sockets to the
 relay; in the usual case all of this happens within one call, right after the accept, and the
 arrival is gone again. Otherwise it waits: for the rest of the hello, or in line for room in the
-backend's accept queue, both within ``PATIENCE``. A ``Farewell`` closes a client's socket so that
-what was sent to it arrives. ``Connections`` is what they share, and the only owner of clients'
-sockets outside the relay.
+backend's accept queue or for a descriptor, all within ``PATIENCE``. A ``Farewell`` closes a
+client's socket so that what was sent to it arrives. ``Connections`` is what they share, and the
+only owner of clients' sockets outside the relay.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from sniproxy.proxy.log import Log
 from sniproxy.proxy.poller import ERROR, Poller
 from sniproxy.proxy.relay import BUFFER_SIZE, End, Relay
 from sniproxy.proxy.sweep import Countdown, Later, Sweep
-from sniproxy.proxy.waiting import Lines
+from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR, Lines
 from sniproxy.resolver import proxy_header
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, Hosts, refusal
 from sniproxy.resolver.naming import directory_name
@@ -336,10 +336,12 @@ class Arrival:
         received = self._received + data if self._received else data
         if host in connections.lines:  # not before those who wait already
             self._received = bytearray(received)
-        elif self._connect(received):
-            return False
-        self._watch()
-        connections.lines.join(host, self)
+            line: str | None = host
+        else:
+            line = self._connect(received)
+        if line is not None:
+            self._watch()
+            connections.lines.join(line, self)
         return False
 
     def _settle(self) -> None:
@@ -354,9 +356,9 @@ class Arrival:
 
     # The backend.
 
-    def _connect(self, received: bytearray | memoryview) -> bool:
-        """Try to reach the backend; say whether that is over, one way or the other, and False to
-        wait for room. ``received`` is every byte that the client has sent, kept where it fails."""
+    def _connect(self, received: bytearray | memoryview) -> str | None:
+        """Try to reach the backend; name the line to wait in, or None where that is over, one way
+        or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
         directory = directory_name(self.host)
         while True:
@@ -375,24 +377,25 @@ class Arrival:
                     continue
                 waits = exhausted or isinstance(error, BlockingIOError)
                 if waits and connections.clock() < self.accepted_at + PATIENCE:
-                    return False
+                    return FOR_A_DESCRIPTOR if exhausted else self.host
                 self._not_reached(error)
-                return True
+                return None
         self._forward(backend, directory, received)
-        return True
+        return None
 
-    def attempt(self) -> bool:
-        """Try again to reach the backend; say whether that is over (``waiting.Waiter``)."""
+    def attempt(self) -> str | None:
+        """Try again to reach the backend (``waiting.Waiter``)."""
         try:
             return self._connect(self._received or bytearray())
         except Exception as error:  # one connection ends here, no more
             self._connections.fault(error)
             self.abandon()
-            return True
+            return None
 
     def _not_reached(self, error: OSError) -> None:
         refused = refusal(error)
-        if refused.alert == Alert.INTERNAL_ERROR:
+        # That there is no descriptor is said once for all, by who accepts.
+        if refused.alert == Alert.INTERNAL_ERROR and error.errno not in DESCRIPTORS_EXHAUSTED:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
             said = "accept queue full" if full else error.strerror or error
@@ -463,8 +466,10 @@ class Arrival:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-        if self.host in self._connections.lines:
-            self._connections.lines.leave(self.host, self)
+        lines = self._connections.lines
+        if lines:
+            lines.leave(self.host, self)
+            lines.leave(FOR_A_DESCRIPTOR, self)
 
     def log_end(self, how: str, up: int, down: int) -> None:
         """Log the end of this connection, where such lines are wanted."""

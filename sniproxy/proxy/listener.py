@@ -6,10 +6,12 @@ now is accepted later.
 """
 
 import errno
+import os
 import socket
 from collections.abc import Callable
 
 from sniproxy.proxy.connection import Connections
+from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
 
 LARGEST_BATCH = 64
@@ -116,6 +118,11 @@ class Listener:
             if self._stint <= 0:
                 self._step_back()
         for _ in range(self._batch):
+            if FOR_A_DESCRIPTOR in self._connections.lines:
+                # What is free next is for the backends of those who are here already.
+                self._trouble(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                self._pause()
+                return
             try:
                 fd, address = accept()
             except BlockingIOError:

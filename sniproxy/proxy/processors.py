@@ -12,7 +12,6 @@ import stat
 _OWN_GROUP = "/proc/self/cgroup"
 _GROUPS = "/sys/fs/cgroup"
 _UNIFIED = "0::"
-_UNLIMITED = "max"
 _LARGEST = 4096
 """Bytes of these files that are read: they hold a line or a few."""
 
@@ -55,11 +54,11 @@ def quota(own_group: str = _OWN_GROUP, groups: str = _GROUPS) -> float | None:
 def _limit(text: str) -> float | None:
     """Read ``$MAX $PERIOD``, both in microseconds."""
     words = text.split()
-    if len(words) != 2 or words[0] == _UNLIMITED:
-        return None
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
+        return None  # "max" among others
     try:
         return int(words[0]) / int(words[1])
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         return None
 
 
@@ -68,7 +67,7 @@ def _read(path: str) -> str:
     try:
         # What is no regular file might never answer.
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:
+    except (OSError, ValueError):
         return ""
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):

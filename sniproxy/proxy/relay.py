@@ -167,14 +167,17 @@ class Relay:
         client_end.peer = backend_end
         backend_end.peer = client_end
         try:
-            if watched:
-                self.poller.replace(client.fileno(), client_end)
-            else:
-                self.poller.watch(client.fileno(), client_end)
             self.poller.watch(backend.fileno(), backend_end)
+            try:
+                if watched:
+                    self.poller.replace(client.fileno(), client_end)
+                else:
+                    self.poller.watch(client.fileno(), client_end)
+            except OSError:
+                self.poller.forget(backend.fileno())
+                raise
         except OSError:
-            # The client is the caller's again.
-            self.poller.forget(client.fileno())
+            # The client is still the caller's.
             backend.close()
             del client_end.peer, backend_end.peer
             raise

@@ -24,7 +24,7 @@ from sniproxy.proxy.inherited import (
     same_file,
 )
 from sniproxy.proxy.notify import notify
-from sniproxy.proxy.server import Server
+from sniproxy.proxy.server import CROWDED, Server
 from sniproxy.proxy.settings import settings
 from sniproxy.proxy.signals import SIGNALS, SignalHandlers
 from sniproxy.proxy.supervisor import Supervisor
@@ -158,7 +158,11 @@ def _work(
     """Serve as one worker of ``count``, as the supervisor says."""
 
     def report(event: str, **fields: int | str) -> None:
-        if not channel.send(event, **fields):
+        try:
+            gone = not channel.send(event, **fields)
+        except BlockingIOError:
+            return  # it hangs; what is said meanwhile is not worth to wait for
+        if gone and event != CROWDED:
             # There is nobody any more to make one line of all workers'.
             log.info(event, **fields)
 
@@ -177,7 +181,7 @@ def _work(
             return
         event, fields = message
         if event == supervisor.SUMS:
-            channel.send(event, **server.sums())
+            report(event, **server.sums())
         elif event == supervisor.LOOK:
             server.look()
         elif event == supervisor.STOP:
@@ -186,7 +190,7 @@ def _work(
             server.stop_now(str(fields["reason"]))
 
     server.loop.add_reader(channel.fileno(), receive)
-    channel.send(supervisor.READY)
+    report(supervisor.READY)
     try:
         server.run()
     finally:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from sniproxy.proxy.channel import Channel, Fields
 from sniproxy.proxy.connection import REFUSALS_REPORT
+from sniproxy.proxy.listener import PAUSE
 from sniproxy.proxy.log import Log
 from sniproxy.proxy.server import CROWDED, DRAIN, FLUSH
 from sniproxy.proxy.signals import SIGNALS, SignalHandlers
@@ -52,7 +53,8 @@ class _Worker:
     pid: int
     channel: Channel
     started: float
-    """Seconds of the monotonic clock."""
+    """Seconds of the monotonic clock, as the next."""
+    told_to_look: float = float("-inf")
 
 
 @dataclass(slots=True)
@@ -216,13 +218,19 @@ class Supervisor:
             _add(self._refused, fields)
             self._refusals.wake()
         elif event == CROWDED:
-            for other in self._workers.values():
-                if other is not worker:
-                    other.channel.send(LOOK)
+            self._have_others_look(worker)
         elif event in self._questions:
             _add(self._questions[event].fields, fields)
             self._answered(event, worker.number)
         return True
+
+    def _have_others_look(self, worker: _Worker) -> None:
+        """Have the others accept what ``worker`` can't, not more often than it tries itself."""
+        now = time.monotonic()
+        for other in self._workers.values():
+            if other is not worker and now - other.told_to_look >= PAUSE:
+                other.told_to_look = now
+                _tell(other, LOOK)
 
     def _answered(self, event: str, number: int) -> None:
         question = self._questions[event]
@@ -251,7 +259,7 @@ class Supervisor:
         if not self._workers:
             self._conclude(event)
         for worker in self._workers.values():
-            worker.channel.send(event, **fields)
+            _tell(worker, event, **fields)
 
     def _ask_for_sums(self) -> None:
         if SUMS not in self._questions:
@@ -278,7 +286,7 @@ class Supervisor:
         if not self._stopping:
             self._begin_to_stop()
         for worker in self._workers.values():
-            worker.channel.send(STOP_NOW, reason=number.name)
+            _tell(worker, STOP_NOW, reason=number.name)
         self._loop.call_later(GRACE, self._kill)
 
     def _begin_to_stop(self) -> None:
@@ -302,6 +310,16 @@ class Supervisor:
         self._log.error(
             "unexpected_error", type=type(error).__name__, error=error or context.get("message")
         )
+
+
+def _tell(worker: _Worker, event: str, **fields: str) -> None:
+    """Send a message to a worker. One that hangs has not heard hundreds before; of those that come
+    then, only the order to stop must not be lost, and the end of the stream is one."""
+    try:
+        worker.channel.send(event, **fields)
+    except BlockingIOError:
+        if event in (STOP, STOP_NOW):
+            worker.channel.end()
 
 
 def _how(code: int) -> str:

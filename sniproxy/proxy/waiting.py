@@ -1,8 +1,9 @@
-"""Waiting for a backend whose accept queue is full.
+"""Waiting for what no event tells of: room in a backend's accept queue, or a free descriptor.
 
-Such a queue answers EAGAIN, connect(2), and no event ever tells that it has room: it has to be
-tried again. Of all who wait for one backend only the first tries, so that thousands cost no more
-than one, and nobody who comes later gets in before those who wait.
+A full queue answers EAGAIN, connect(2), and has to be tried again. Of all who wait in one process
+for the backend of one name only the first tries, so that thousands cost no more than one, and
+nobody who comes later gets in before those who wait. Who lacks a descriptor waits in a line of its
+own, whatever the name.
 """
 
 from bisect import bisect_left, insort
@@ -14,6 +15,9 @@ FIRST_RETRY = 0.001
 LONGEST_RETRY = 0.050
 """Seconds between two tries at a full queue; each pause is twice the last."""
 
+FOR_A_DESCRIPTOR = ""
+"""The line of those who have no descriptor for their backend: no host has such a name."""
+
 TRIES_A_TURN = 16
 """Tries in a row, while there is room, before other connections have their turn."""
 
@@ -23,41 +27,42 @@ class Waiter(Protocol):
 
     accepted_at: float
 
-    def attempt(self) -> bool:
-        """Try once more; say whether the waiting is over, one way or the other."""
+    def attempt(self) -> str | None:
+        """Try once more; name the line to wait in, or None if the waiting is over, one way or the
+        other."""
 
 
 class Lines(dict[str, "Line"]):
-    """The lines that there are now, by host name."""
+    """The lines that there are now, by the host's name or ``FOR_A_DESCRIPTOR``."""
 
     def __init__(self, later: Later) -> None:
         super().__init__()
         self._later = later
 
-    def join(self, host: str, waiter: Waiter) -> None:
-        line = self.get(host)
+    def join(self, name: str, waiter: Waiter) -> None:
+        line = self.get(name)
         if line is None:
-            line = self[host] = Line(self, host, self._later)
+            line = self[name] = Line(self, name, self._later)
         line.join(waiter)
 
-    def leave(self, host: str, waiter: Waiter) -> None:
+    def leave(self, name: str, waiter: Waiter) -> None:
         """Take out a waiter, if it is there."""
-        line = self.get(host)
+        line = self.get(name)
         if line is not None:
             line.leave(waiter)
 
 
 class Line:
-    """Those who wait for one host's backend: who was accepted first is first.
+    """Those who wait for the same: who was accepted first is first.
 
     So the first is also the first whose time is up, and it is enough to try the first.
     """
 
-    __slots__ = ("_host", "_later", "_lines", "_pause", "_waiters")
+    __slots__ = ("_later", "_lines", "_name", "_pause", "_waiters")
 
-    def __init__(self, lines: Lines, host: str, later: Later) -> None:
+    def __init__(self, lines: Lines, name: str, later: Later) -> None:
         self._lines = lines
-        self._host = host
+        self._name = name
         self._later = later
         self._pause = FIRST_RETRY
         self._waiters: list[Waiter] = []
@@ -78,14 +83,18 @@ class Line:
     def _try(self) -> None:
         for _ in range(TRIES_A_TURN):
             if not self._waiters:
-                del self._lines[self._host]
+                del self._lines[self._name]
                 return
             first = self._waiters[0]
-            if not first.attempt():
+            name = first.attempt()
+            if name == self._name:
                 self._try_later()
                 return
             self.leave(first)
-            self._pause = FIRST_RETRY
+            if name is None:
+                self._pause = FIRST_RETRY
+            else:
+                self._lines.join(name, first)
         self._later(0, self._try)
 
     def _try_later(self) -> None:
