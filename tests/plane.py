@@ -1,15 +1,36 @@
 """The data plane in the test's own process: real sockets and an epoll, and a clock by hand."""
 
+import errno
+import os
 import pathlib
 import socket
 from collections.abc import Callable
 
+import pytest
+
+from sniproxy.proxy import connection
 from sniproxy.proxy.connection import Connections
 from sniproxy.proxy.log import FileSink, Level, Log
 from sniproxy.proxy.poller import Poller
 from sniproxy.resolver.hosts import Hosts
 from tests.clock import Clock
 from tests.end_to_end.harness import Backend
+
+
+class Descriptors:
+    """How many are left for backends, in place of a limit that would be the test's as well."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int = 0) -> None:
+        self.left = left
+        self._make = connection.SocketType
+        monkeypatch.setattr(connection, "SocketType", self._take)
+
+    def _take(self, *words: int) -> socket.SocketType:
+        if not self.left:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        self.left -= 1
+        return self._make(*words)
+
 
 TURNS = 2000
 """Looks for events after which what is waited for does not happen any more."""

@@ -10,7 +10,7 @@ from sniproxy.proxy.connection import FAREWELL_BYTES, PATIENCE, address_text
 from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from tests.end_to_end.harness import reset
 from tests.hello import hello
-from tests.plane import Plane
+from tests.plane import Descriptors, Plane
 
 HELLO = hello("a.example")
 
@@ -128,14 +128,10 @@ def test_a_queue_that_stays_full(plane: Plane) -> None:
     assert plane.connections.totals.refused == {"queue_full": 1}
 
 
-def test_without_a_descriptor_for_a_backend(plane: Plane) -> None:
+def test_without_a_descriptor_for_a_backend(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits in a line of its own, and no healthy host is called broken in the log."""
     plane.backend("a.example")
-
-    def exhausted(*_: object) -> None:
-        raise OSError(errno.EMFILE, "none left")
-
-    plane.hosts.connect = exhausted  # type: ignore[method-assign]
+    Descriptors(monkeypatch, left=0)
     waiting = plane.client(HELLO)
     assert list(plane.connections.lines) == [FOR_A_DESCRIPTOR]
     reset(plane.client(HELLO))
@@ -146,6 +142,25 @@ def test_without_a_descriptor_for_a_backend(plane: Plane) -> None:
     assert "backend_fault" not in plane.log
     plane.clock.advance(LONGEST_RETRY)
     assert not plane.connections.lines
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_what_a_look_up_says_of_descriptors_is_the_backend_s_fault(
+    plane: Plane, error: int
+) -> None:
+    """A file system of somebody's own may say anything: nobody is evicted for it, nobody waits."""
+    plane.backend("a.example")
+    slow = plane.client(HELLO[:10])
+
+    def strange(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    plane.hosts.connect = strange  # type: ignore[method-assign]
+    assert plane.read(plane.client(HELLO), 7) == alert(80)
+    assert not plane.connections.lines
+    assert plane.connections.totals.refused == {"backend_fault": 1}
+    assert "event=backend_fault host=a.example" in plane.log
+    slow.close()
 
 
 def test_a_client_that_resets_while_it_waits(plane: Plane) -> None:
@@ -218,19 +233,22 @@ def test_the_oldest_is_evicted(plane: Plane) -> None:
     assert plane.connections.totals.refused == {"evicted": 3}
 
 
-def test_an_evicted_client_writes_into_no_hello_that_waits(plane: Plane) -> None:
+def test_an_evicted_client_writes_into_no_hello_that_waits(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the evicted one still sent is read on the way, and the queue is full after all."""
     backend = plane.backend("a.example", backlog=0)
     plane.client(HELLO)
     slow = plane.client(HELLO[:10])
     slow.sendall(b"\xee" * 3000)
-    connect = plane.hosts.connect
+    descriptors = Descriptors(monkeypatch, left=0)
+    evict = plane.connections.evict_oldest
 
-    def exhausted(*_: object) -> None:
-        plane.hosts.connect = connect  # type: ignore[method-assign]
-        raise OSError(errno.EMFILE, "none left")
+    def evict_oldest() -> bool:
+        descriptors.left = 9
+        return evict()
 
-    plane.hosts.connect = exhausted  # type: ignore[method-assign]
+    plane.connections.evict_oldest = evict_oldest  # type: ignore[method-assign]
     plane.client(HELLO)
     assert plane.connections.totals.refused == {"evicted": 1}
     assert backend.accept().recv(9999) == HELLO

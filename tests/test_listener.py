@@ -15,7 +15,7 @@ from sniproxy.proxy.listener import EPISODE, MOST_FAILURES, PAUSE, Listener
 from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from tests.end_to_end.harness import TIMEOUT, in_thread, wait_until
 from tests.hello import hello
-from tests.plane import Plane
+from tests.plane import Descriptors, Plane
 from tests.processes import in_child
 
 HELLO = hello("a.example")
@@ -274,17 +274,14 @@ def test_the_trouble_of_the_system_is_waited_out(plane: Plane, error: int) -> No
     listener.close()
 
 
-def test_free_descriptors_are_for_those_who_are_here_already(plane: Plane) -> None:
+def test_free_descriptors_are_for_those_who_are_here_already(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or each would become one more client that has no backend."""
     listening = socket.create_server(("127.0.0.1", 0))
     listener = Listener(listening, plane.connections)
     backend = plane.backend("a.example")
-    connect_backend = plane.hosts.connect
-
-    def exhausted(*_: object) -> None:
-        raise OSError(errno.EMFILE, "none left")
-
-    plane.hosts.connect = exhausted  # type: ignore[method-assign]
+    descriptors = Descriptors(monkeypatch, left=0)
     clients = connect(listening, 1)
     clients[0].sendall(HELLO)
     plane.until(lambda: FOR_A_DESCRIPTOR in plane.connections.lines)
@@ -294,7 +291,7 @@ def test_free_descriptors_are_for_those_who_are_here_already(plane: Plane) -> No
         plane.clock.advance(PAUSE)
     assert plane.connections.totals.accepted == 1
     assert plane.log.count("event=accept_failed") == 1
-    plane.hosts.connect = connect_backend  # type: ignore[method-assign]
+    descriptors.left = 9
     plane.clock.advance(LONGEST_RETRY)
     assert backend.accept().recv(9999) == HELLO
     plane.clock.advance(2 * PAUSE)

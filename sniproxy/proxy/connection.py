@@ -360,28 +360,41 @@ class Arrival:
         """Try to reach the backend; name the line to wait in, or None where that is over, one way
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
-        directory = directory_name(self.host)
-        while True:
+        while self._backend is None:
             try:
-                backend = self._backend
-                if backend is None:
-                    backend = self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
-                connections.hosts.connect(directory, backend)
-                break
+                self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
             except OSError as error:
-                if received is not self._received:
-                    # Out of the shared buffer: to end another client is to read what it sends.
-                    self._received = received = bytearray(received)
-                exhausted = error.errno in DESCRIPTORS_EXHAUSTED
-                if exhausted and connections.evict_oldest():
+                if error.errno not in DESCRIPTORS_EXHAUSTED:
+                    raise
+                # Before another client is ended: that is to read what it still sends.
+                received = self._keep(received)
+                if connections.evict_oldest():
                     continue
-                waits = exhausted or isinstance(error, BlockingIOError)
-                if waits and connections.clock() < self.accepted_at + PATIENCE:
-                    return FOR_A_DESCRIPTOR if exhausted else self.host
-                self._not_reached(error)
+                if self._may_wait():
+                    return FOR_A_DESCRIPTOR
+                # Who accepts has said it, once for all.
+                self.refuse(Refusal(Alert.INTERNAL_ERROR, "no_descriptor"))
                 return None
-        self._forward(backend, directory, received)
+        directory = directory_name(self.host)
+        try:
+            connections.hosts.connect(directory, self._backend)
+        except OSError as error:
+            if isinstance(error, BlockingIOError) and self._may_wait():
+                self._keep(received)
+                return self.host
+            self._not_reached(error)
+            return None
+        self._forward(self._backend, directory, received)
         return None
+
+    def _keep(self, received: bytearray | memoryview) -> bytearray:
+        """Keep what the client has sent, out of the shared buffer."""
+        if self._received is not received:
+            self._received = bytearray(received)
+        return self._received
+
+    def _may_wait(self) -> bool:
+        return self._connections.clock() < self.accepted_at + PATIENCE
 
     def attempt(self) -> str | None:
         """Try again to reach the backend (``waiting.Waiter``)."""
@@ -394,8 +407,7 @@ class Arrival:
 
     def _not_reached(self, error: OSError) -> None:
         refused = refusal(error)
-        # That there is no descriptor is said once for all, by who accepts.
-        if refused.alert == Alert.INTERNAL_ERROR and error.errno not in DESCRIPTORS_EXHAUSTED:
+        if refused.alert == Alert.INTERNAL_ERROR:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
             said = "accept queue full" if full else error.strerror or error

@@ -36,10 +36,8 @@ def refusal(error: OSError) -> Refusal:
     reason = _UNKNOWN_HOST.get(error.errno or 0)
     if reason is not None:
         return Refusal(Alert.UNRECOGNIZED_NAME, reason)
-    if isinstance(error, BlockingIOError):
-        return Refusal(Alert.INTERNAL_ERROR, "queue_full")
-    exhausted = error.errno in DESCRIPTORS_EXHAUSTED
-    return Refusal(Alert.INTERNAL_ERROR, "no_descriptor" if exhausted else "backend_fault")
+    full = isinstance(error, BlockingIOError)
+    return Refusal(Alert.INTERNAL_ERROR, "queue_full" if full else "backend_fault")
 
 
 class Hosts:
