@@ -58,7 +58,7 @@ class Run:
 
     def fail(self, how: str, offer: Offer | None = None) -> None:
         """Tell of a failure; that of a peer is a result, and not one of the comparison."""
-        peer = offer is not None and not offer.ours and offer.name != FLOOR
+        peer = offer is not None and offer.configuration is not None  # ours and the floor have none
         (self.failures_of_peers if peer else self.failures).append(how)
         print(f"{'failed, a peer:' if peer else 'FAILED'} {how}", file=sys.stderr)
 

@@ -112,13 +112,14 @@ class Listener:
         accept = self._socket._accept  # type: ignore[attr-defined]
         family = self._family
         welcome = self._connections.welcome
+        lines = self._connections.lines
         make = socket.SocketType
         if self._shared:
             self._stint -= self._batch
             if self._stint <= 0:
                 self._step_back()
         for _ in range(self._batch):
-            if FOR_A_DESCRIPTOR in self._connections.lines:
+            if FOR_A_DESCRIPTOR in lines:
                 # What is free next is for the backends of those who are here already.
                 self._trouble(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 self._pause()

@@ -26,9 +26,16 @@ def link(executable: pathlib.Path, tmp_path: pathlib.Path, name: str) -> pathlib
     return path
 
 
-def run(path: pathlib.Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(
+    path: pathlib.Path, *arguments: str, stdin: int | None = None
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [str(path), *arguments], capture_output=True, text=True, check=False, timeout=TIMEOUT
+        [str(path), *arguments],
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
     )
 
 
@@ -110,14 +117,7 @@ def test_a_directory_as_standard_input(
     }[name]
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        done = subprocess.run(
-            [link, *arguments],
-            check=False,
-            stdin=directory,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
+        done = run(link, *arguments, stdin=directory)
     finally:
         os.close(directory)
     assert (done.returncode, words in done.stderr) == (status, True), done.stderr
