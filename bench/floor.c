@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 enum {
-    BUFFER = 256 * 1024, /* these are the limits of sniproxy/proxy/relay.py and listener.py */
+    BUFFER = 256 * 1024, /* these are the limits of sniproxy/dataplane/relay.py and listener.py */
     BULK = 64 * 1024,
     CHUNKS_A_TURN = 8,
     SPLICES_A_TURN = 4,

@@ -1,10 +1,12 @@
 """A reverse proxy for many TLS services on one address and port that decrypts nothing.
 
-Three parts, in the order in which a connection meets them:
+The parts, in the order in which a connection meets them:
 
 - ``parser``: the bytes of a ClientHello become a host name, or a TLS alert.
 - ``resolver``: a host name becomes a connected backend and the PROXY header it asked for.
-- ``proxy``: sockets, relay, logs and the life cycle of the process.
+- ``dataplane``: what a byte meets, from the accept to the close.
+- ``process``: what the operating system meets: sockets that are passed, signals, workers.
+- ``log``: what both have to say.
 
 ``tools`` holds the small commands beside them.
 """

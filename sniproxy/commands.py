@@ -37,8 +37,8 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     if arguments:
         return _answer(arguments)
     _end_at_interrupt()
-    from sniproxy.proxy.inherited import NoListeningSocket  # noqa: PLC0415
-    from sniproxy.proxy.service import serve  # noqa: PLC0415
+    from sniproxy.process.inherited import NoListeningSocket  # noqa: PLC0415
+    from sniproxy.process.service import serve  # noqa: PLC0415
 
     try:
         serve(os.environ)

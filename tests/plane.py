@@ -8,10 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from sniproxy.proxy import connection
-from sniproxy.proxy.connection import Connections
-from sniproxy.proxy.log import FileSink, Level, Log
-from sniproxy.proxy.poller import Poller
+from sniproxy.dataplane import arrival
+from sniproxy.dataplane.arrival import welcome
+from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.farewell import part
+from sniproxy.dataplane.poller import Poller
+from sniproxy.log.log import Level, Log
+from sniproxy.log.sinks import FileSink
 from sniproxy.resolver.hosts import Hosts
 from tests.clock import Clock
 from tests.end_to_end.harness import Backend
@@ -22,14 +25,19 @@ class Descriptors:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int = 0) -> None:
         self.left = left
-        self._make = connection.SocketType
-        monkeypatch.setattr(connection, "SocketType", self._take)
+        self._make = arrival.SocketType
+        monkeypatch.setattr(arrival, "SocketType", self._take)
 
     def _take(self, *words: int) -> socket.SocketType:
         if not self.left:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.left -= 1
         return self._make(*words)
+
+
+def alert(number: int) -> bytes:
+    """Give the record of a fatal alert."""
+    return bytes([0x15, 3, 3, 0, 2, 2, number])
 
 
 TURNS = 2000
@@ -54,6 +62,7 @@ class Plane:
             lambda: self.clock.now,
             self.clock.later,
             lambda event, **fields: self.reports.append((event, fields)),
+            part,
         )
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._backends: list[Backend] = []
@@ -79,7 +88,7 @@ class Plane:
         if first:
             # On loopback it has arrived when it was sent; the first read is to find it.
             accepted.recv(1, socket.MSG_PEEK)
-        self.connections.welcome(accepted, address)
+        welcome(self.connections, accepted, address)
         return client
 
     def turn(self, count: int = 1) -> None:

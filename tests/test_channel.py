@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from sniproxy.proxy.channel import Channel
+from sniproxy.process.channel import Channel
 
 
 def test_messages_keep_apart() -> None:

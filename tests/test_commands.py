@@ -99,7 +99,7 @@ def test_no_option_needs_a_socket_or_loads_the_proxy() -> None:
 def test_without_a_hosts_directory(tmp_path: pathlib.Path) -> None:
     """The working directory can't be entered: one line, and an exit status of its own."""
     before = (
-        "import os, socket, sniproxy.proxy.service; os.chmod('.', 0); os.seteuid(65534); "
+        "import os, socket, sniproxy.process.service; os.chmod('.', 0); os.seteuid(65534); "
         "listening = socket.create_server(('127.0.0.1', 0)); os.dup2(listening.fileno(), 0)"
     )
     done = call("sniproxy", before=before, cwd=tmp_path)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from sniproxy.proxy.inherited import NoListeningSocket, listening_sockets, same_file
+from sniproxy.process.inherited import NoListeningSocket, listening_sockets, same_file
 
 # What it found: the sockets' addresses, whether each is close-on-exec and which descriptor it has,
 # which of 3 to 9 are still open, what is left of the convention's variables; or the refusal.
 LOOK = """
 import fcntl, json, os, socket, sys, warnings
 warnings.simplefilter("ignore")
-from sniproxy.proxy.inherited import NoListeningSocket, listening_sockets
+from sniproxy.process.inherited import NoListeningSocket, listening_sockets
 try:
     found = listening_sockets(os.environ)
 except NoListeningSocket as error:

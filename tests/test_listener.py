@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.proxy.listener import EPISODE, MOST_FAILURES, PAUSE, Listener
-from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
+from sniproxy.dataplane import listener as listeners
+from sniproxy.dataplane.listener import EPISODE, MOST_FAILURES, PAUSE, Listener
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from tests.end_to_end.harness import TIMEOUT, in_thread, wait_until
 from tests.hello import hello
 from tests.plane import Descriptors, Plane
@@ -53,12 +54,12 @@ def test_a_queue_is_emptied(plane: Plane, listening: socket.socket, shared: bool
 
 
 def test_what_is_accepted_is_watched_over_and_not_delayed(
-    plane: Plane, listening: socket.socket
+    plane: Plane, listening: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keep-alive and no delay are inherited from the listening socket."""
     listener = Listener(listening, plane.connections)
     welcomed: list[socket.socket] = []
-    plane.connections.welcome = lambda client, address: welcomed.append(client)  # type: ignore
+    monkeypatch.setattr(listeners, "welcome", lambda _, client, __: welcomed.append(client))
     clients = connect(listening, 1)
     plane.until(lambda: bool(welcomed))
     assert welcomed[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sniproxy.proxy.notify import notify
+from sniproxy.process.notify import notify
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.proxy.poller import ERROR, HANG_UP, READ, WRITE, Poller
+from sniproxy.dataplane.poller import ERROR, HANG_UP, READ, WRITE, Poller
 
 
 class Seen:

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from sniproxy.proxy import processors
+from sniproxy.process import processors
 
 
 def quota(folder: pathlib.Path, own: str, limits: dict[str, str]) -> float | None:

@@ -11,18 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.proxy.poller import Poller
-from sniproxy.proxy.relay import (
+from sniproxy.dataplane.pipes import BULK, MAX_PIPES, PIPE_SIZE, Pipe, Pipes
+from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.relay import (
     BUFFER_SIZE,
-    BULK,
     CHUNKS_A_TURN,
     HALF_CLOSED_IDLE,
-    MAX_PIPES,
-    PIPE_SIZE,
     SPLICES_A_TURN,
     End,
-    Pipe,
-    Pipes,
     Relay,
 )
 from tests.clock import Clock
@@ -262,30 +258,6 @@ def test_last_words_of_a_backend_that_left_bytes_unread(pair: Pair) -> None:
 
 
 # Pipes.
-
-
-def test_pipes_are_few_and_used_again() -> None:
-    pipes = Pipes()
-    taken = []
-    while (pipe := pipes.take()) is not None:
-        taken.append(pipe)
-    assert len(taken) <= MAX_PIPES
-    assert all(pipe.size >= BULK for pipe in taken)
-    first = taken[0]
-    pipes.give_back(first)
-    assert pipes.take() is first
-    # One that still holds bytes would give them to somebody else: it is closed.
-    os.write(first.write, b"somebody's")
-    first.held = 10
-    pipes.give_back(first)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(first.read)
-    another = pipes.take()
-    assert another is not None
-    assert another is not first
-    for pipe in [another, *taken[1:]]:
-        pipes.give_back(pipe)
-    pipes.close()
 
 
 def test_an_upload_is_spliced(pair: Pair) -> None:

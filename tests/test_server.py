@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sniproxy.proxy.log import FileSink, Log
-from sniproxy.proxy.server import DRAIN, Server
+from sniproxy.log.log import Log
+from sniproxy.log.sinks import FileSink
+from sniproxy.process.server import DRAIN, Server
 from sniproxy.resolver.hosts import Hosts
 from tests.end_to_end.harness import Backend
 from tests.hello import hello

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sniproxy.proxy.log import Level
-from sniproxy.proxy.settings import settings
+from sniproxy.log.log import Level
+from sniproxy.process.settings import settings
 
 
 def test_nothing_said_is_the_default() -> None:

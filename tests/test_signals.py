@@ -42,7 +42,7 @@ int poll(struct pollfd *descriptors, nfds_t count, int milliseconds)
 
 PROGRAM = """
 import asyncio, selectors, signal
-from sniproxy.proxy.signals import SignalHandlers
+from sniproxy.process.signals import SignalHandlers
 loop = asyncio.SelectorEventLoop(selectors.{selector}())
 handlers = SignalHandlers(loop)
 told = []

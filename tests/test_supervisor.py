@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from sniproxy.proxy import supervisor
+from sniproxy.process import supervisor
 
 
 def test_numbers_are_added_and_words_stand() -> None:

@@ -1,6 +1,6 @@
 """Timers by a clock of the test's own."""
 
-from sniproxy.proxy.sweep import Countdown, Sweep
+from sniproxy.dataplane.sweep import Countdown, Sweep
 from tests.clock import Clock
 
 

@@ -1,6 +1,12 @@
 """Waiting in line for a queue with room, by a clock of the test's own."""
 
-from sniproxy.proxy.waiting import FIRST_RETRY, FOR_A_DESCRIPTOR, LONGEST_RETRY, TRIES_A_TURN, Lines
+from sniproxy.dataplane.waiting import (
+    FIRST_RETRY,
+    FOR_A_DESCRIPTOR,
+    LONGEST_RETRY,
+    TRIES_A_TURN,
+    Lines,
+)
 from tests.clock import Clock
 
 

@@ -103,7 +103,7 @@ def train(python: Path, packages: Path) -> None:
     _run([*command, "-c", PARSE, hello], environment)
     for _ in range(STARTS):
         _run([*command, "-m", "sniproxy", "--version"], environment)
-        _run([*command, "-c", "import sniproxy.proxy.service"], environment)
+        _run([*command, "-c", "import sniproxy.process.service"], environment)
 
 
 def serve_once(command: list[str], environment: dict[str, str]) -> None:

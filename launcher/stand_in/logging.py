@@ -2,7 +2,7 @@
 
 Only the standard library's own messages would come here (asyncio's, above all), and the real one
 would print them, with a traceback, to standard error: under inetd and systemd that may be the
-listening socket itself. The program has a log of its own (``sniproxy.proxy.log``), to which the
+listening socket itself. The program has a log of its own (``sniproxy.log.log``), to which the
 faults of asyncio's loop go as well. So these are dropped.
 """
 

@@ -197,9 +197,9 @@ MODULES = (
 
 TRACED_BACK = (
     "asyncio.runners", "asyncio.base_events", "asyncio.unix_events", "asyncio.selector_events",
-    "sniproxy.commands", "sniproxy.proxy.server", "sniproxy.proxy.connection", "selectors",
-    "sniproxy.proxy.log", "sniproxy.proxy.relay", "sniproxy.resolver.hosts", "<string>", "<stdin>",
-    "<frozen importlib._bootstrap>",
+    "sniproxy.commands", "sniproxy.process.server", "sniproxy.dataplane.connections", "selectors",
+    "sniproxy.log.log", "sniproxy.dataplane.relay", "sniproxy.resolver.hosts", "<string>",
+    "<stdin>", "<frozen importlib._bootstrap>",
 )  # fmt: skip
 """Names that code in the executable has in tracebacks. Whoever opens a FIFO waits for ever."""
 

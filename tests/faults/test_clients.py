@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sniproxy.proxy.connection import MAX_KEPT
+from sniproxy.dataplane.connections import MAX_KEPT
 from tests.end_to_end.harness import (
     Proxy,
     in_thread,

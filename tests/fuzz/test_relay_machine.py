@@ -22,8 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sniproxy.proxy.poller import Poller
-from sniproxy.proxy.relay import BULK, HALF_CLOSED_IDLE, PIPE_SIZE, End, Relay
+from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.relay import BULK, HALF_CLOSED_IDLE, PIPE_SIZE, End, Relay
 from tests.end_to_end.harness import reset
 
 PERIOD = 65_521

@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from socket import socket
 
-from sniproxy.proxy.connection import Connections, Report
-from sniproxy.proxy.listener import Listener
-from sniproxy.proxy.log import Log
-from sniproxy.proxy.poller import Poller
-from sniproxy.proxy.sweep import Sweep
+from sniproxy.dataplane.connections import Connections, Report
+from sniproxy.dataplane.farewell import part
+from sniproxy.dataplane.listener import Listener
+from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.sweep import Sweep
+from sniproxy.log.log import Log
 from sniproxy.resolver.hosts import Hosts
 
 DRAIN = 9.5
@@ -48,7 +49,7 @@ class Server:
         self.loop = asyncio.SelectorEventLoop(self._poller)
         self.loop.set_exception_handler(self._loop_fault)
         self._connections = Connections(
-            self._poller, hosts, log, time.monotonic, self.loop.call_later, report, workers
+            self._poller, hosts, log, time.monotonic, self.loop.call_later, report, part, workers
         )
         self._connections.idle = self._idle
         crowded = functools.partial(report, CROWDED) if workers > 1 else None

@@ -15,19 +15,20 @@ from collections.abc import Callable, MutableMapping, Sequence
 from socket import socket
 
 from sniproxy import __version__, flavour
-from sniproxy.proxy import log as logs
-from sniproxy.proxy import processors, supervisor
-from sniproxy.proxy.channel import Channel
-from sniproxy.proxy.inherited import (
+from sniproxy.log.log import Log, is_journal
+from sniproxy.log.sinks import SyslogSink, sink_of
+from sniproxy.process import processors, supervisor
+from sniproxy.process.channel import Channel
+from sniproxy.process.inherited import (
     listening_sockets,
     replace_standard_descriptors,
     same_file,
 )
-from sniproxy.proxy.notify import notify
-from sniproxy.proxy.server import CROWDED, Server
-from sniproxy.proxy.settings import settings
-from sniproxy.proxy.signals import SIGNALS, SignalHandlers
-from sniproxy.proxy.supervisor import Supervisor
+from sniproxy.process.notify import notify
+from sniproxy.process.server import CROWDED, Server
+from sniproxy.process.settings import settings
+from sniproxy.process.signals import SIGNALS, SignalHandlers
+from sniproxy.process.supervisor import Supervisor
 from sniproxy.resolver.hosts import Hosts
 
 _STANDARD_ERROR = 2
@@ -43,12 +44,12 @@ def serve(environment: MutableMapping[str, str]) -> None:
     listening = listening_sockets(environment)
     # Where standard error is the listening socket (inetd), nothing may be written to it.
     to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in listening)
-    journal = logs.is_journal(_STANDARD_ERROR, environment)
+    journal = is_journal(_STANDARD_ERROR, environment)
 
-    def open_log() -> logs.Log:
+    def open_log() -> Log:
         if to_syslog:
-            return logs.Log(logs.SyslogSink(), wanted.level, prefixed=True)
-        return logs.Log(logs.sink_of(_STANDARD_ERROR), wanted.level, prefixed=journal)
+            return Log(SyslogSink(), wanted.level, prefixed=True)
+        return Log(sink_of(_STANDARD_ERROR), wanted.level, prefixed=journal)
 
     log = open_log()
     _log_unraisable(log)
@@ -102,7 +103,7 @@ def serve(environment: MutableMapping[str, str]) -> None:
         _work(channel, listening, hosts, open_log(), count)
 
 
-def _log_unraisable(log: logs.Log) -> None:
+def _log_unraisable(log: Log) -> None:
     """Log an exception that has nobody to be raised to, as in a destructor, where Python would
     print a traceback past the log."""
 
@@ -122,7 +123,7 @@ def _workers(hosts: Hosts) -> int:
     return processors.usable()
 
 
-def _handle_signals(server: Server, log: logs.Log, stopping: Callable[[], None]) -> SignalHandlers:
+def _handle_signals(server: Server, log: Log, stopping: Callable[[], None]) -> SignalHandlers:
     """Have the only process act on signals, also on those that whoever started us had blocked."""
     handlers = SignalHandlers(server.loop)
 
@@ -153,7 +154,7 @@ def _run_alone(server: Server, handlers: SignalHandlers) -> None:
 
 
 def _work(
-    channel: Channel, listening: Sequence[socket], hosts: Hosts, log: logs.Log, count: int
+    channel: Channel, listening: Sequence[socket], hosts: Hosts, log: Log, count: int
 ) -> None:
     """Serve as one worker of ``count``, as the supervisor says."""
 

@@ -10,34 +10,23 @@ This is the hot path and is written for speed. Per direction the cheapest way wa
 pipe, at a third of the cost of the copy.
 """
 
-import fcntl
 import os
 from collections.abc import Callable
-from errno import EINVAL, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
 from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
-from typing import Final
+from typing import Final, Protocol
 
-from sniproxy.proxy.poller import ERROR, HANG_UP, READ, WRITE, Poller
-from sniproxy.proxy.sweep import Later, Sweep
+from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
+from sniproxy.dataplane.poller import ERROR, HANG_UP, READ, WRITE, Poller
+from sniproxy.dataplane.sweep import Later, Sweep
 
 BUFFER_SIZE: Final = 256 * 1024
 """Bytes of one read, and so the most that a connection may have waiting in each direction."""
-
-BULK: Final = 64 * 1024
-"""Bytes of a read that is taken for a part of a bulk transfer."""
 
 CHUNKS_A_TURN: Final = 8
 """Reads in a row before other connections have their turn: at most 2 MiB, some 0.6 ms."""
 
 SPLICES_A_TURN: Final = 4
 """The same for splices, of up to PIPE_SIZE each."""
-
-PIPE_SIZE: Final = 1024 * 1024
-"""Bytes; what an unprivileged process may ask for by default (pipe-max-size, proc(5))."""
-
-MAX_PIPES: Final = 32
-"""Half of the 64 large pipes that a user may have (pipe-user-pages-soft, pipe(7)), shared out
-between the workers."""
 
 HALF_CLOSED_IDLE: Final = 600.0
 """Seconds without a byte after one direction has ended."""
@@ -51,79 +40,14 @@ OVER: Final = 3
 """How far a direction is: it goes on, its end of stream was passed on, it was given up, or the
 whole connection has been closed."""
 
-_NO_SPLICE: Final = frozenset({EPERM, ENOSYS, EINVAL, EOPNOTSUPP})
-"""What splice(2) says where it is forbidden, or can't for these sockets."""
-
 _DONT_WAIT: Final = int(MSG_DONTWAIT)
 _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
-class Pipe:
-    """A pipe and how many bytes are in it."""
+class Record(Protocol):
+    """Who logs the end of a connection: how it ended, and the bytes each way."""
 
-    __slots__ = ("held", "read", "size", "write")
-
-    def __init__(self) -> None:
-        self.read, self.write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.held = 0
-        try:
-            self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:
-            self.size = fcntl.fcntl(self.write, fcntl.F_GETPIPE_SZ)
-
-    def close(self) -> None:
-        os.close(self.read)
-        os.close(self.write)
-
-
-class Pipes:
-    """The pipes of the process: at most ``limit``, made when first needed."""
-
-    __slots__ = ("_count", "_idle", "_limit")
-
-    def __init__(self, limit: int = MAX_PIPES) -> None:
-        self._idle: list[Pipe] = []
-        self._count = 0
-        self._limit = limit
-
-    def take(self) -> Pipe | None:
-        """Give an empty pipe, or None where none is to be had: then copy."""
-        if self._idle:
-            return self._idle.pop()
-        if self._count >= self._limit:
-            return None
-        try:
-            pipe = Pipe()
-        except OSError:
-            return None
-        if pipe.size < BULK:
-            pipe.close()
-            return None
-        self._count += 1
-        return pipe
-
-    def give_back(self, pipe: Pipe) -> None:
-        """Take a pipe back: kept if it is empty, else closed with what is in it."""
-        if pipe.held or self._count > self._limit:
-            pipe.close()
-            self._count -= 1
-        else:
-            self._idle.append(pipe)
-
-    def refused(self, error: OSError) -> bool:
-        """Say whether it is splice(2) that fails, not the connection. Where it never works, there
-        are no more pipes."""
-        if error.errno in _NO_SPLICE:
-            self._limit = 0
-            self.close()
-            return True
-        return error.errno == ENOMEM
-
-    def close(self) -> None:
-        for pipe in self._idle:
-            pipe.close()
-        self._count -= len(self._idle)
-        self._idle.clear()
+    def log_end(self, how: str, up: int, down: int) -> None: ...
 
 
 class Relay:
@@ -154,7 +78,7 @@ class Relay:
         self._half_closed_sweep = Sweep(later, _HALF_CLOSED_SWEEP, self.sweep)
 
     def join(
-        self, client: SocketType, backend: SocketType, record: object, *, watched: bool
+        self, client: SocketType, backend: SocketType, record: Record | None, *, watched: bool
     ) -> "End":
         """Start relaying between two connected sockets, both handed over.
 
@@ -248,7 +172,9 @@ class End:
 
     peer: "End"
 
-    def __init__(self, relay: Relay, socket: SocketType, record: object, of_client: bool) -> None:
+    def __init__(
+        self, relay: Relay, socket: SocketType, record: Record | None, of_client: bool
+    ) -> None:
         self.relay = relay
         self.socket = socket
         self.record = record
@@ -304,6 +230,11 @@ class End:
     def abandon(self) -> None:
         if self.ended != OVER:
             self.relay.end(self.client(), "fault")
+
+    def stop(self) -> bool:
+        if self.of_client:
+            self.relay.end(self, "stopped")
+        return self.of_client
 
     # The direction away from this end.
 

@@ -42,6 +42,9 @@ class Watcher(Protocol):
     def abandon(self) -> None:
         """End the connection after an exception that nobody expected."""
 
+    def stop(self) -> bool:
+        """End the connection since the process ends; say whether it was this watcher's to end."""
+
 
 class Poller(selectors.BaseSelector):
     """An epoll whose descriptors belong to watchers or else to the asyncio loop.

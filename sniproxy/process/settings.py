@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from sniproxy.proxy.log import Level
+from sniproxy.log.log import Level
 
 MAX_WORKERS = 1024
 """More than any machine has CPUs for; a slip of the pen must not fork without end."""

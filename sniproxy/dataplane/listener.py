@@ -10,8 +10,9 @@ import os
 import socket
 from collections.abc import Callable
 
-from sniproxy.proxy.connection import Connections
-from sniproxy.proxy.waiting import FOR_A_DESCRIPTOR
+from sniproxy.dataplane.arrival import welcome
+from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
 
 LARGEST_BATCH = 64
@@ -111,8 +112,8 @@ class Listener:
         # The listening socket's own accept makes a socket.socket and its time-out with each call.
         accept = self._socket._accept  # type: ignore[attr-defined]
         family = self._family
-        welcome = self._connections.welcome
-        lines = self._connections.lines
+        connections = self._connections
+        lines = connections.lines
         make = socket.SocketType
         if self._shared:
             self._stint -= self._batch
@@ -138,7 +139,7 @@ class Listener:
                 self._pause()
                 return
             self._failures = 0
-            welcome(make(family, _STREAM, 0, fd), address)
+            welcome(connections, make(family, _STREAM, 0, fd), address)
 
     def _step_back(self) -> None:
         """Go to the end of the row of workers that are woken for a connection."""
@@ -182,6 +183,10 @@ class Listener:
         """Go on after a pause: an unexpected error must neither end nor occupy the process."""
         if self._watched:
             self._pause()
+
+    def stop(self) -> bool:
+        self.close()
+        return False
 
     def close(self) -> None:
         """Stop accepting and close our copy; the socket may live on elsewhere."""

@@ -9,7 +9,7 @@ own, whatever the name.
 from bisect import bisect_left, insort
 from typing import Protocol
 
-from sniproxy.proxy.sweep import Later
+from sniproxy.dataplane.sweep import Later
 
 FIRST_RETRY = 0.001
 LONGEST_RETRY = 0.050

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sniproxy.proxy.channel import Channel, Fields
-from sniproxy.proxy.connection import REFUSALS_REPORT
-from sniproxy.proxy.listener import PAUSE
-from sniproxy.proxy.log import Log
-from sniproxy.proxy.server import CROWDED, DRAIN, FLUSH
-from sniproxy.proxy.signals import SIGNALS, SignalHandlers
-from sniproxy.proxy.sweep import Sweep
+from sniproxy.dataplane.connections import REFUSALS_REPORT
+from sniproxy.dataplane.listener import PAUSE
+from sniproxy.dataplane.sweep import Sweep
+from sniproxy.log.log import Log
+from sniproxy.process.channel import Channel, Fields
+from sniproxy.process.server import CROWDED, DRAIN, FLUSH
+from sniproxy.process.signals import SIGNALS, SignalHandlers
 
 READY, STOP, STOP_NOW, SUMS, LOOK = "ready", "stop", "stop_now", "totals", "look"
 """Messages: the first from a worker, the others to it. Whatever else a worker sends is an event for

@@ -1,0 +1,330 @@
+"""An arrival: a client from its accept until it has its backend or is refused.
+
+It reads the hello, asks the resolver for the backend and hands both sockets to the relay; in the
+usual case all of this happens within one call, right after the accept, and the arrival is gone
+again. Otherwise it waits: for the rest of the hello, or in line for room in the backend's accept
+queue or for a descriptor, all within ``PATIENCE``.
+"""
+
+from socket import (
+    AF_UNIX,
+    MSG_DONTWAIT,
+    SO_ERROR,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    SocketType,
+)
+
+from sniproxy.dataplane.connections import PATIENCE, Connections
+from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
+from sniproxy.dataplane.poller import ERROR
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.parser.alert import Alert, Refusal, alert_record
+from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.resolver import proxy_header
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, refusal
+from sniproxy.resolver.naming import directory_name
+from sniproxy.resolver.proxy_header import SocketAddress
+
+# Plain numbers, since the operators of the enumerations take longer than what they are for.
+_UNIX = int(AF_UNIX)
+_STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
+
+
+def welcome(connections: Connections, client: SocketType, address: SocketAddress) -> None:
+    """Take over a socket that was just accepted, in blocking mode or not."""
+    totals = connections.totals
+    totals.accepted += 1
+    totals.open += 1
+    arrival = Arrival(connections, client, address)
+    try:
+        arrival.begin()
+    except Exception as error:  # one connection ends here, no more
+        connections.fault(error)
+        arrival.abandon()
+
+
+class Arrival:
+    """A client whose connection has no backend yet.
+
+    Undecided while it has a parser; after that it waits for its backend, or is over.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_connections",
+        "_parser",
+        "_received",
+        "_socket",
+        "_watched",
+        "accepted_at",
+        "address",
+        "decided_at",
+        "host",
+    )
+
+    def __init__(
+        self, connections: Connections, client: SocketType, address: SocketAddress
+    ) -> None:
+        self._connections = connections
+        self._socket = client
+        self._watched = False
+        self._parser: ClientHelloParser | None = ClientHelloParser()
+        self._received: bytearray | None = None
+        self._backend: SocketType | None = None
+        self.address = address
+        self.accepted_at = connections.clock()
+        self.decided_at: float | None = None
+        self.host = ""
+
+    # What the poller and the countdown call.
+
+    def begin(self) -> None:
+        """Read what is there already: usually the whole hello."""
+        self._read()
+        if self._parser is not None:
+            self._watch()
+            self._connections.wait(self)
+
+    def ready(self, mask: int) -> None:
+        if self._parser is not None:
+            while self._read():
+                pass
+        elif mask & ERROR and self._socket.getsockopt(SOL_SOCKET, SO_ERROR):
+            self.end("reset_by_client")
+
+    def resume(self) -> None:
+        """Never called: an arrival leaves nothing undone."""
+
+    def abandon(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.end("fault")
+
+    def stop(self) -> bool:
+        self.end("stopped")
+        return True
+
+    def expire(self) -> None:
+        """End an arrival whose hello has not come in time."""
+        self.refuse(Refusal(Alert.USER_CANCELED, "hello_too_slow"))
+
+    def evict(self) -> None:
+        """End an arrival whose descriptor is needed, so the alert may be lost where more bytes
+        arrive."""
+        self.refuse(Refusal(Alert.USER_CANCELED, "evicted"), linger=False)
+
+    # The hello.
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._connections.poller.watch(self._socket.fileno(), self)
+            self._watched = True
+
+    def _read(self) -> bool:
+        """Read once; say whether to read on: something came, and it did not decide."""
+        relay = self._connections.relay
+        parser = self._parser
+        if parser is None:
+            return False
+        try:
+            size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.end("reset_by_client")
+            return False
+        data = relay.view[:size]
+        try:
+            if not size:
+                raise parser.finish()
+            host = parser.feed(data)
+        except Refusal as refused:
+            self.refuse(refused)
+            return False
+        if host is None:
+            if self._received is None:
+                self._received = bytearray()
+            self._received += data
+            self._connections.keep(size)
+            return True
+        self._settle()
+        self.host = host
+        connections = self._connections
+        if connections.log.connections:
+            self.decided_at = connections.clock()
+        received = self._received + data if self._received else data
+        if host in connections.lines:  # not before those who wait already
+            self._received = bytearray(received)
+            line: str | None = host
+        else:
+            line = self._connect(received)
+        if line is not None:
+            self._watch()
+            connections.lines.join(line, self)
+        return False
+
+    def _settle(self) -> None:
+        """Note that the hello is no longer waited for."""
+        if self._parser is None:
+            return
+        self._parser = None
+        if self._watched:
+            self._connections.undecided.stop(self)
+        if self._received:
+            self._connections.release(len(self._received))
+
+    # The backend.
+
+    def _connect(self, received: bytearray | memoryview) -> str | None:
+        """Try to reach the backend; name the line to wait in, or None where that is over, one way
+        or the other. ``received`` is every byte that the client has sent, kept where it fails."""
+        connections = self._connections
+        while self._backend is None:
+            try:
+                self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
+            except OSError as error:
+                if error.errno not in DESCRIPTORS_EXHAUSTED:
+                    raise
+                # Before another client is ended: that is to read what it still sends.
+                received = self._keep(received)
+                if connections.evict_oldest():
+                    continue
+                if self._may_wait():
+                    return FOR_A_DESCRIPTOR
+                # Who accepts has said it, once for all.
+                self.refuse(Refusal(Alert.INTERNAL_ERROR, "no_descriptor"))
+                return None
+        directory = directory_name(self.host)
+        try:
+            connections.hosts.connect(directory, self._backend)
+        except OSError as error:
+            if isinstance(error, BlockingIOError) and self._may_wait():
+                self._keep(received)
+                return self.host
+            self._not_reached(error)
+            return None
+        self._forward(self._backend, directory, received)
+        return None
+
+    def _keep(self, received: bytearray | memoryview) -> bytearray:
+        """Keep what the client has sent, out of the shared buffer."""
+        if self._received is not received:
+            self._received = bytearray(received)
+        return self._received
+
+    def _may_wait(self) -> bool:
+        return self._connections.clock() < self.accepted_at + PATIENCE
+
+    def attempt(self) -> str | None:
+        """Try again to reach the backend (``waiting.Waiter``)."""
+        try:
+            return self._connect(self._received or bytearray())
+        except Exception as error:  # one connection ends here, no more
+            self._connections.fault(error)
+            self.abandon()
+            return None
+
+    def _not_reached(self, error: OSError) -> None:
+        refused = refusal(error)
+        if refused.alert == Alert.INTERNAL_ERROR:
+            # The system's words for a full queue would say that a resource is unavailable.
+            full = isinstance(error, BlockingIOError)
+            said = "accept queue full" if full else error.strerror or error
+            self._connections.log.warning("backend_fault", host=self.host, error=said)
+        self.refuse(refused)
+
+    def _forward(
+        self, backend: SocketType, directory: str, received: bytearray | memoryview
+    ) -> None:
+        """Send the backend the PROXY header it wants and what came so far; start the relay."""
+        connections = self._connections
+        self._backend = None
+        version = connections.hosts.proxy_version(directory)
+        header = self._header(version) if version else b""
+        first = header + received if header else received
+        gone = False
+        try:
+            sent = backend.send(first)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent, gone = 0, True
+        record = self if connections.log.connections else None
+        self._received = None
+        end = connections.relay.join(self._socket, backend, record, watched=self._watched)
+        end.moved = sent - len(header) if sent > len(header) else 0
+        if gone:
+            end.sever()
+        elif sent < len(first):
+            end.hold(bytes(first[sent:]))
+        elif self._watched:
+            # The events up to now were ours, not the relay's.
+            end.pump(True)
+
+    def _header(self, version: int) -> bytes:
+        source, destination = self.address, self._socket.getsockname()
+        if version == 1:
+            return proxy_header.version_1(source, destination)
+        return proxy_header.version_2(source, destination, self.host)
+
+    # The end.
+
+    def refuse(self, refused: Refusal, *, linger: bool = True) -> None:
+        """Send the alert and close, at once if not ``linger``."""
+        connections = self._connections
+        self._settle()
+        self._let_go()
+        connections.refused(refused.reason)
+        self.log_end(f"refused:{refused.reason}", 0, 0)
+        farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
+        try:
+            self._socket.send(alert_record(refused.alert), MSG_DONTWAIT)
+        except OSError:
+            farewell.close()
+            return
+        farewell.begin(linger=linger)
+
+    def end(self, how: str) -> None:
+        """Close without a word: the client is gone, or we are."""
+        self._settle()
+        self._let_go()
+        self.log_end(how, 0, 0)
+        Farewell(self._connections, self._socket, limit=0, watched=self._watched).close()
+
+    def _let_go(self) -> None:
+        """Give up what was kept for the backend, and the place in its line."""
+        self._received = None
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        lines = self._connections.lines
+        if lines:
+            lines.leave(self.host, self)
+            lines.leave(FOR_A_DESCRIPTOR, self)
+
+    def log_end(self, how: str, up: int, down: int) -> None:
+        """Log the end of this connection, where such lines are wanted."""
+        log = self._connections.log
+        if not log.connections:
+            return
+        now = self._connections.clock()
+        decided = self.decided_at
+        hello = "none" if decided is None else round((decided - self.accepted_at) * 1000)
+        log.connection(
+            client=address_text(self.address),
+            host=self.host or "none",
+            end=how,
+            hello_ms=hello,
+            seconds=round(now - self.accepted_at, 3),
+            bytes_up=up,
+            bytes_down=down,
+        )
+
+
+def address_text(address: SocketAddress) -> str:
+    """Write a client's address for the log: IPv6 in brackets, a Unix client as such."""
+    if not isinstance(address, tuple):
+        return "unix"
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,196 @@
+"""What all connections of a process share, and the only place where they are counted.
+
+A connection is an ``Arrival`` until it has its backend, then two ``End`` objects of the relay, and
+at its end a ``Farewell``; each of them holds a ``Connections``, which knows none of them.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.relay import End, Relay
+from sniproxy.dataplane.sweep import Countdown, Later, Sweep
+from sniproxy.dataplane.waiting import Lines
+from sniproxy.log.log import Log
+from sniproxy.resolver.hosts import Hosts
+
+PATIENCE = 10.0
+"""Seconds from the accept for the hello, and for the backend to take the connection."""
+
+FAREWELL_PATIENCE = 1.0
+"""Seconds that a client has to read what it was sent last and to close."""
+
+MAX_KEPT = 32 * 1024 * 1024
+"""Bytes of all undecided hellos together that a process keeps: room for more than a thousand of the
+largest that occur (20 kB), where each alone might have a megabyte."""
+
+_SWEEP = 0.1
+
+REFUSALS_REPORT = 60.0
+"""Seconds from a refusal to the report that counts it and all that came meanwhile."""
+
+Report = Callable[..., None]
+"""Tell of an event and its fields, as a line of the log has them, whoever is to know of it."""
+
+
+class Totals:
+    """Counts since the start. ``up`` is bytes from clients, ``down`` bytes to them, both only of
+    connections that have ended."""
+
+    __slots__ = ("accepted", "down", "open", "refused", "up")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.open = 0
+        self.refused: Counter[str] = Counter()
+        self.up = 0
+        self.down = 0
+
+
+class Undecided(Protocol):
+    """A client, accepted at ``accepted_at``, whose hello is not complete."""
+
+    accepted_at: float
+
+    def expire(self) -> None:
+        """End it: its time is up."""
+
+    def evict(self) -> None:
+        """End it to make room for another. Its descriptor is free on return."""
+
+
+class Closing(Protocol):
+    """A client that has been sent its last byte."""
+
+    def close(self) -> None: ...
+
+
+Part = Callable[["Connections", End, str, int, bool], None]
+"""Take the client of a relayed connection that is over: ``Relay``'s ``ended``."""
+
+
+class Connections:
+    """All connections of a process.
+
+    ``idle`` is called each time that the last open connection has ended.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        hosts: Hosts,
+        log: Log,
+        clock: Callable[[], float],
+        later: Later,
+        report: Report,
+        part: Part,
+        workers: int = 1,
+    ) -> None:
+        self.poller = poller
+        self.hosts = hosts
+        self.log = log
+        self.clock = clock
+        self.later = later
+        self.relay = Relay(poller, functools.partial(part, self), clock, later, workers)
+        self.totals = Totals()
+        self.idle: Callable[[], None] = lambda: None
+        self.undecided: Countdown[Undecided] = Countdown(PATIENCE, lambda one: one.expire())
+        self.lines = Lines(later)
+        self.farewells: Countdown[Closing] = Countdown(FAREWELL_PATIENCE, lambda one: one.close())
+        self._sweep = Sweep(later, _SWEEP, self.sweep)
+        self._kept = 0
+        self._refused_lately: Counter[str] = Counter()
+        self._report = report
+        self._refusals = Sweep(later, REFUSALS_REPORT, self.report_refusals)
+
+    def fault(self, error: Exception) -> None:
+        """Log an exception that nobody expected; what caused it has been ended."""
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        # Not a traceback: printing one opens files named like our modules, in the hosts directory.
+        place = f"{where.tb_frame.f_code.co_qualname}:{where.tb_lineno}" if where else "unknown"
+        self.log.error("unexpected_error", type=type(error).__name__, error=error, at=place)
+
+    def evict_oldest(self) -> bool:
+        """End the connection that has owed us its hello for longest; say whether there was one.
+
+        Its descriptor is free on return.
+        """
+        oldest = self.undecided.oldest()
+        if oldest is None:
+            return False
+        oldest.evict()
+        return True
+
+    def keep(self, size: int) -> None:
+        """Count ``size`` more bytes of undecided hellos; end the oldest of too many."""
+        self._kept += size
+        while self._kept > MAX_KEPT and self.evict_oldest():
+            pass
+
+    def release(self, size: int) -> None:
+        """Count ``size`` fewer bytes of undecided hellos."""
+        self._kept -= size
+
+    def wait(self, arrival: Undecided) -> None:
+        """Start an undecided arrival's time."""
+        self.undecided.start(arrival, arrival.accepted_at)
+        self._sweep.wake()
+
+    def part(self, farewell: Closing) -> None:
+        """Start a farewell's time."""
+        self.farewells.start(farewell, self.clock())
+        self._sweep.wake()
+
+    def sweep(self) -> bool:
+        """End what took too long; say whether anything is left to watch."""
+        now = self.clock()
+        undecided, farewells = self.undecided.sweep(now), self.farewells.sweep(now)
+        return undecided or farewells
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal, for the totals and for the line once a minute."""
+        self.totals.refused[reason] += 1
+        self._refused_lately[reason] += 1
+        self._refusals.wake()
+
+    def report_refusals(self) -> bool:
+        """Report the refusals since the last report, if there were any. Never wants to be called
+        again: the next refusal sees to that."""
+        if self._refused_lately:
+            count = self._refused_lately.total()
+            self._report("refused", count=count, **self._refused_lately)
+            self._refused_lately.clear()
+        return False
+
+    def sums(self) -> dict[str, int]:
+        """Give what SIGUSR1 asks for, the bytes of open connections included."""
+        totals = self.totals
+        up, down = totals.up, totals.down
+        for watcher in self.poller.watchers():
+            if isinstance(watcher, End) and watcher.of_client:
+                up += watcher.moved
+                down += watcher.peer.moved
+        refused = {f"refused_{reason}": count for reason, count in sorted(totals.refused.items())}
+        return {
+            "open": totals.open,
+            "accepted": totals.accepted,
+            "refused": totals.refused.total(),
+            "bytes_up": up,
+            "bytes_down": down,
+            **refused,
+        }
+
+    def close_all(self) -> int:
+        """End all connections now; say how many there were."""
+        return sum(watcher.stop() for watcher in self.poller.watchers())
+
+    def gone(self) -> None:
+        """Count a connection whose client's socket has been closed."""
+        totals = self.totals
+        totals.open -= 1
+        if not totals.open:
+            self.idle()

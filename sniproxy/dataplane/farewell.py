@@ -1,0 +1,108 @@
+"""A farewell: the orderly close of a client's socket, so that what was sent to it arrives."""
+
+from socket import MSG_DONTWAIT, SHUT_WR, SocketType
+
+from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.relay import BUFFER_SIZE, End
+
+FAREWELL_BYTES = 64 * 1024
+"""Bytes of a refused client that are read and thrown away before we close all the same."""
+
+_READS_A_TURN = 8
+
+
+def part(connections: Connections, end: End, how: str, down: int, sending: bool) -> None:
+    """Close the client's socket of a relayed connection (``connections.Part``)."""
+    connections.totals.up += end.moved
+    connections.totals.down += down
+    if end.record is not None:
+        end.record.log_end(how, end.moved, down)
+    if sending and how != "stopped":
+        Farewell(connections, end.socket, limit=None, watched=True).begin()
+        return
+    connections.poller.forget(end.socket.fileno())
+    end.socket.close()
+    connections.gone()
+
+
+class Farewell:
+    """The orderly close of a client's socket.
+
+    A close with unread bytes would reset the connection (RFC 2525 section 2.17), and the client
+    might lose what was sent to it last. So: shut down writing, read and discard at most ``limit``
+    bytes (None: any number) until the client has closed or its time is up, close.
+    """
+
+    __slots__ = ("_connections", "_left", "_socket", "_watched")
+
+    def __init__(
+        self, connections: Connections, client: SocketType, *, limit: int | None, watched: bool
+    ) -> None:
+        self._connections = connections
+        self._socket = client
+        self._left = limit
+        self._watched = watched
+
+    def begin(self, *, linger: bool = True) -> None:
+        """Shut down writing; wait for the client to close, unless not to ``linger``."""
+        try:
+            self._socket.shutdown(SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        connections = self._connections
+        if self._discard() or not linger:
+            self.close()
+            return
+        if self._watched:
+            connections.poller.replace(self._socket.fileno(), self)
+        else:
+            connections.poller.watch(self._socket.fileno(), self)
+            self._watched = True
+        connections.part(self)
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 - a read tells all
+        if self._discard():
+            self.close()
+
+    def resume(self) -> None:
+        if self._socket.fileno() >= 0 and self._discard():
+            self.close()
+
+    def abandon(self) -> None:
+        self.close()
+
+    def stop(self) -> bool:
+        self.close()
+        return True
+
+    def _discard(self) -> bool:
+        """Read what is there; say whether that was the end."""
+        relay = self._connections.relay
+        for _ in range(_READS_A_TURN):
+            room = BUFFER_SIZE if self._left is None else self._left
+            if not room:
+                return True
+            try:
+                size = self._socket.recv_into(relay.buffer, min(room, BUFFER_SIZE), MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            if not size:
+                return True
+            if self._left is not None:
+                self._left -= size
+        self._connections.poller.again(self)
+        return False
+
+    def close(self) -> None:
+        """Close the client's socket, whatever it still sends."""
+        if self._socket.fileno() < 0:
+            return
+        connections = self._connections
+        connections.farewells.stop(self)
+        if self._watched:
+            connections.poller.forget(self._socket.fileno())
+        self._socket.close()
+        connections.gone()

@@ -1,0 +1,1 @@
+"""The log: lines of ``key=value``, and the ways to standard error that never block."""

@@ -1,0 +1,188 @@
+"""Where lines of the log go: each kind of destination has its own way of not blocking.
+
+O_NONBLOCK can't be set on a description that others share: a socket (the journal's stream) takes
+MSG_DONTWAIT, a pipe takes a non-blocking splice(2), a terminal is opened anew, a file never blocks.
+"""
+
+import errno
+import os
+import select
+import socket
+import stat
+from typing import Protocol
+
+MAX_LINE = 4096
+"""Bytes. PIPE_BUF, so that the lines of several processes never mix (pipe(7))."""
+
+MAX_BACKLOG = 512
+"""Lines that wait for a slow reader: some 64 KiB, as much as a pipe holds itself."""
+
+_SYSLOG_SOCKET = "/dev/log"
+_FACILITY_DAEMON = 3 << 3
+
+
+class Sink(Protocol):
+    """Where lines go. ``write`` takes up to ``batch`` whole lines, of MAX_LINE bytes together, all
+    or none of them; it raises BlockingIOError for "not now", any other OSError for "never"."""
+
+    batch: int
+
+    def write(self, lines: bytes) -> None: ...
+
+    def close(self) -> None:
+        """Close what the sink has opened itself, not where the lines go."""
+
+
+class SocketSink:
+    """A stream socket, such as the journal's."""
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=os.dup(fd))
+
+    def write(self, lines: bytes) -> None:
+        sent = self._socket.send(lines, socket.MSG_DONTWAIT)
+        if sent < len(lines):
+            # The rest of a line that was begun: the next line still starts on its own.
+            raise OSError(errno.EMSGSIZE, "a line was cut short")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class PipeSink:
+    """A pipe: the lines are first put into one of our own, then spliced without blocking.
+
+    poll(2) would not do: between it and the write another process may fill the pipe. Only where
+    splice(2) is forbidden there is nothing better.
+    """
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def write(self, lines: bytes) -> None:
+        os.write(self._write, lines)
+        try:
+            os.splice(self._read, self._fd, len(lines), flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            os.read(self._read, len(lines))
+            raise
+        except OSError:
+            os.read(self._read, len(lines))
+            if not self._poll.poll(0):
+                raise BlockingIOError(errno.EAGAIN, "the pipe is full") from None
+            # It says whether it is the reader that is gone.
+            os.write(self._fd, lines)
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class TerminalSink:
+    """A terminal, which somebody may have stopped with Ctrl-S, or not read for long.
+
+    It is opened anew, so that O_NONBLOCK is ours alone. Where that is not possible, as in a jail
+    without /dev, poll(2) is asked first, which knows whether there is room, but not how much.
+    """
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._own = _opened_anew(fd)
+        self._fd = fd if self._own is None else self._own
+        self._written = 0
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
+
+    def write(self, lines: bytes) -> None:
+        if not self._poll.poll(0):
+            raise BlockingIOError(errno.EAGAIN, "the terminal is stopped")
+        # What was refused comes again, perhaps with more behind it.
+        self._written += os.write(self._fd, lines[self._written :])
+        if self._written < len(lines):
+            raise BlockingIOError(errno.EAGAIN, "the terminal is slow")
+        self._written = 0
+
+    def close(self) -> None:
+        if self._own is not None:
+            os.close(self._own)
+
+
+def _opened_anew(terminal: int) -> int | None:
+    """Open a terminal's device for us alone, non-blocking; None where it is not to be had.
+
+    ttyname(3) compares the device: in a jail, what is called like it may be anybody's file.
+    """
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(os.ttyname(terminal), flags)
+    except OSError:
+        return None
+
+
+class FileSink:
+    """A regular file, or a device that takes everything."""
+
+    batch = MAX_BACKLOG
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, lines: bytes) -> None:
+        os.write(self._fd, lines)
+
+    def close(self) -> None:
+        pass
+
+
+class SyslogSink:
+    """The local syslog daemon by datagrams (RFC 3164 section 4.1.1 with the <N> of each line)."""
+
+    batch = 1
+
+    def __init__(self, path: str = _SYSLOG_SOCKET) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._tag = f"sniproxy[{os.getpid()}]: ".encode()
+
+    def write(self, lines: bytes) -> None:
+        priority, _, text = lines.rstrip(b"\n").partition(b">")
+        number = _FACILITY_DAEMON | int(priority[1:])
+        self._socket.sendto(b"<%d>" % number + self._tag + text, self._path)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class NullSink:
+    """Nowhere."""
+
+    batch = MAX_BACKLOG
+
+    def write(self, lines: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def sink_of(fd: int) -> Sink:
+    """Choose the way of writing to ``fd`` without blocking."""
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            return SocketSink(fd)
+        if stat.S_ISFIFO(mode):
+            return PipeSink(fd)
+    except OSError:
+        return NullSink()
+    if stat.S_ISCHR(mode) and os.isatty(fd):
+        return TerminalSink(fd)
+    return FileSink(fd)

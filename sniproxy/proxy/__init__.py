@@ -1,1 +1,0 @@
-"""The proxy: sockets, relay, logs and the life cycle of the process."""

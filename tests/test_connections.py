@@ -1,0 +1,144 @@
+"""What all connections of a process share."""
+
+import os
+
+import pytest
+
+from sniproxy.dataplane import connections, farewell
+from tests.hello import hello
+from tests.plane import Plane, alert
+
+HELLO = hello("a.example")
+
+
+def test_the_oldest_is_evicted(plane: Plane) -> None:
+    clients = []
+    for _ in range(3):
+        clients.append(plane.client(HELLO[:10]))
+        plane.clock.advance(0.5)
+    assert plane.connections.evict_oldest()
+    assert plane.read(clients[0], 99) == alert(90)
+    assert plane.connections.totals.open == 2
+    assert plane.connections.evict_oldest()
+    assert plane.read(clients[1], 99) == alert(90)
+    assert plane.connections.evict_oldest()
+    assert not plane.connections.evict_oldest()
+    assert plane.connections.totals.refused == {"evicted": 3}
+
+
+def test_refusals_are_counted_once_a_minute(plane: Plane) -> None:
+    for wire in (b"GET", b"GET", hello("no.example")):
+        plane.read(plane.client(wire), 99)
+    assert plane.reports == []
+    plane.clock.advance(61)
+    counts = {"count": 3, "not_a_handshake_record": 2, "no_such_host": 1}
+    assert plane.reports == [("refused", counts)]
+    plane.clock.advance(200)
+    assert len(plane.reports) == 1
+    plane.read(plane.client(b"GET"), 99)
+    plane.clock.advance(61)
+    assert plane.reports[1:] == [("refused", {"count": 1, "not_a_handshake_record": 1})]
+
+
+def test_sums(plane: Plane) -> None:
+    backend = plane.backend("a.example")
+    for _ in range(2):
+        client = plane.client(HELLO)
+        stream = backend.accept()
+        stream.recv(9999)
+        stream.sendall(b"12345")
+        assert plane.read(client, 5) == b"12345"
+    stream.close()
+    client.close()
+    plane.until(lambda: plane.connections.totals.open == 1)
+    plane.read(plane.client(b"GET"), 99)
+    assert plane.connections.sums() == {
+        "open": 2,
+        "accepted": 3,
+        "refused": 1,
+        "bytes_up": 2 * len(HELLO),
+        "bytes_down": 10,
+        "refused_not_a_handshake_record": 1,
+    }
+
+
+def test_all_are_closed(plane: Plane) -> None:
+    backend = plane.backend("a.example")
+    relayed, undecided, refused = plane.client(HELLO), plane.client(HELLO[:9]), plane.client(b"G")
+    backend.accept()
+    assert plane.connections.close_all() == 3
+    assert plane.connections.totals.open == 0
+    assert plane.read(relayed, 99) == b""
+    assert plane.read(undecided, 99) == b""
+    assert plane.read(refused, 99) == alert(10)
+    assert plane.connections.close_all() == 0
+    assert plane.log.count("end=stopped") == 2
+
+
+def test_undecided_hellos_have_a_limit_together(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one of them is large, and the oldest makes room."""
+    monkeypatch.setattr(connections, "MAX_KEPT", 1000)
+    plane.backend("a.example")
+    start = hello("a.example", padding=2000)[:400]
+    oldest, second, third = (plane.client(start) for _ in range(3))
+    assert plane.read(oldest, 99) == alert(90)
+    assert plane.connections.totals.refused == {"evicted": 1}
+    # What is decided or over counts no more.
+    for client in (second, third):
+        client.sendall(hello("a.example", padding=2000)[400:])
+    plane.until(lambda: len(plane.connections.undecided) == 0)
+    fourth, fifth = plane.client(start), plane.client(start)
+    plane.turn()
+    assert len(plane.connections.undecided) == 2
+    for client in (fourth, fifth):
+        client.close()
+    plane.until(lambda: len(plane.connections.undecided) == 0)
+    plane.client(start)
+    plane.client(start)
+    plane.turn()
+    assert plane.connections.totals.refused["evicted"] == 1
+
+
+def test_what_nobody_expected_ends_one_connection(plane: Plane) -> None:
+    backend = plane.backend("a.example")
+    well = plane.client(HELLO)
+    backend.accept()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("out of the blue")
+
+    connect = plane.hosts.connect
+    plane.hosts.connect = broken  # type: ignore[method-assign]
+    assert plane.read(plane.client(HELLO), 99) == b""
+    late = plane.client(HELLO[:9])
+    late.sendall(HELLO[9:])
+    assert plane.read(late, 99) == b""
+    plane.hosts.connect = connect  # type: ignore[method-assign]
+    assert plane.connections.totals.open == 1
+    # The first went to the log from where it happened, the second by way of the poller.
+    assert plane.log.count("event=unexpected_error type=ZeroDivisionError") == 1
+    assert [type(fault) for fault in plane.faults] == [ZeroDivisionError]
+    plane.faults.clear()
+    well.sendall(b"still here")
+    assert plane.read(backend.accepted[0], len(HELLO) + 10).endswith(b"still here")
+
+
+def test_descriptors_are_given_back(plane: Plane) -> None:
+    """However a connection ends, nothing of it stays open."""
+    backend = plane.backend("a.example")
+    before = os.listdir("/proc/self/fd")
+    for wire in (HELLO, HELLO[:9], b"G", hello("no.example"), HELLO + b"more"):
+        with plane.client(wire):
+            pass
+    for stream in [backend.accept() for _ in range(2)]:
+        stream.close()
+    plane.until(lambda: plane.connections.totals.open == 0)
+    assert os.listdir("/proc/self/fd") == before
+    assert plane.poller.watchers() == []
+
+
+def test_limits_are_those_of_the_specification() -> None:
+    assert (connections.PATIENCE, connections.FAREWELL_PATIENCE) == (10, 1)
+    assert farewell.FAREWELL_BYTES == 65536
