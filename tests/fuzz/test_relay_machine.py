@@ -22,8 +22,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sniproxy.dataplane.pipes import BULK, PIPE_SIZE
 from sniproxy.dataplane.poller import Poller
-from sniproxy.dataplane.relay import BULK, HALF_CLOSED_IDLE, PIPE_SIZE, End, Relay
+from sniproxy.dataplane.relay import HALF_CLOSED_IDLE, End, Relay
 from tests.end_to_end.harness import reset
 
 PERIOD = 65_521
