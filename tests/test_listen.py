@@ -1,6 +1,5 @@
 """sniproxy-listen: what the command that it becomes has in its hands."""
 
-import errno
 import json
 import os
 import pathlib
@@ -8,12 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
 from sniproxy.tools.listen import AddressError, ListenError, listening_socket, main
-from tests.processes import forbid, in_child
+from tests.processes import in_child
 
 SHOW = """
 import json, os, socket, sys
@@ -28,18 +26,9 @@ print(json.dumps([mine, names, os.getcwd()]))
 PROGRAM = "import sys; from sniproxy.commands import sniproxy_listen as c; sys.exit(c())"
 
 
-def run(
-    *arguments: str, before: str = "", preexec: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", f"{before}\n{PROGRAM}", *arguments]
-    return subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        preexec_fn=preexec,
-    )
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
 
 
 def test_one_socket_is_standard_input(tmp_path: pathlib.Path) -> None:
@@ -136,46 +125,6 @@ def test_any_address_takes_both_families() -> None:
             assert listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
 
 
-def without_ipv6() -> None:
-    """Have socket(2) say what it says where the kernel has no IPv6."""
-    forbid("socket", errno.EAFNOSUPPORT, socket.AF_INET6)
-
-
-@pytest.mark.parametrize("address", [":0", "*:0"])
-def test_all_addresses_are_those_of_ipv4_where_there_is_no_ipv6(address: str) -> None:
-    done = run(address, sys.executable, "-W", "ignore", "-c", SHOW, preexec=without_ipv6)
-    assert done.stderr == f"sniproxy-listen: {address!a}: IPv4 only: there is no IPv6 here\n"
-    _, names, _ = json.loads(done.stdout)
-    assert names[0][0] == "0.0.0.0"
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
-def test_all_addresses_where_ipv6_is_switched_off() -> None:
-    """By sysctl, as many do: the kernel takes the socket all the same, and IPv4 clients come."""
-    switch = "for one in all lo; do echo 1 > /proc/sys/net/ipv6/conf/$one/disable_ipv6; done"
-    connect = "import socket; socket.create_connection(('127.0.0.1', 4433))"
-    words = ["unshare", "--net", "sh", "-ec", f'{switch}; ip link set lo up; exec "$@"', "sh"]
-    words += [sys.executable, "-c", PROGRAM, ":4433", sys.executable, "-c", connect]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("address", "family"), [("[::]:0", socket.AF_INET6), ("127.0.0.1:0", socket.AF_INET)]
-)
-def test_a_socket_that_the_kernel_refuses_is_no_matter_of_the_directory(
-    address: str, family: int
-) -> None:
-    for error, hint in (
-        (errno.EAFNOSUPPORT, " (there are no sockets of that kind here)"),
-        (errno.EMFILE, ""),
-        (errno.ENOBUFS, ""),
-    ):
-        done = run(address, "true", preexec=lambda error=error: forbid("socket", error, family))
-        words = f"{address!a}: can't listen: {os.strerror(error)}{hint}"
-        assert (done.returncode, done.stderr) == (1, f"sniproxy-listen: {words}\n")
-
-
 def test_a_socket_file_that_is_there_already(tmp_path: pathlib.Path) -> None:
     (tmp_path / "socket").touch()
     done = run(f"unix:{tmp_path}/socket", "true")
@@ -210,122 +159,12 @@ def test_with_standard_descriptors_closed(tmp_path: pathlib.Path) -> None:
     assert [name[0] for name in names] == ["127.0.0.1", "::1"]
 
 
-@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
-def test_one_socket_with_standard_input_closed(closed: str, tmp_path: pathlib.Path) -> None:
-    """The socket has then the number that it should have, but would be closed on exec."""
-    out = tmp_path / "out"
-    words = [sys.executable, "-c", PROGRAM, "127.0.0.1:0", sys.executable, "-W", "ignore", "-c"]
-    words += [SHOW.replace("print(", "open(sys.argv[1], 'w').write("), str(out)]
-    subprocess.run(["/bin/sh", "-c", f'"$@" {closed}', "sh", *words], check=True, timeout=60)
-    assert json.loads(out.read_text())[1][0][0] == "127.0.0.1"
-
-
-@pytest.fixture
-def places(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Have our commands in one folder, and somebody else's sniproxy in the one before it."""
-    for folder in ("others", "ours"):
-        (tmp_path / folder).mkdir()
-        program = tmp_path / folder / "sniproxy"
-        program.write_text(f'#!/bin/sh\necho {folder} "$@"\n')
-        program.chmod(0o755)
-    listen = tmp_path / "ours" / "sniproxy-listen"
-    listen.write_text(f"#!{sys.executable}\n{PROGRAM}\n")
-    listen.chmod(0o755)
-    (tmp_path / "link").symlink_to("ours/sniproxy-listen")
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "call", ["$PWD/ours/sniproxy-listen", "ours/sniproxy-listen", "sniproxy-listen", "./link"]
-)
-def test_sniproxy_is_the_one_beside_us(places: pathlib.Path, call: str) -> None:
-    """And not one that PATH has before it, also not from another directory."""
-    words = "--directory / 127.0.0.1:0 sniproxy --help"
-    path = f"{places}/others:{places}/ours:/usr/bin:/bin"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        ["/bin/sh", "-c", f"{call} {words}"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        cwd=places,
-        env=environment,
-    )
-    assert (done.stdout, done.stderr) == ("ours --help\n", "")
-
-
-def test_any_other_command_is_where_path_has_it(places: pathlib.Path) -> None:
-    (places / "ours" / "sniproxy").rename(places / "ours" / "command")
-    (places / "others" / "sniproxy").rename(places / "others" / "command")
-    environment = os.environ | {"PATH": f"{places}/others:{places}/ours", "PYTHONPATH": os.getcwd()}
-    listen = places / "ours" / "sniproxy-listen"
-    done = subprocess.run(
-        [listen, "127.0.0.1:0", "command"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        env=environment,
-    )
-    assert done.stdout == "others\n"
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_user() -> None:
     done = run("--user", "nobody", "127.0.0.1:0", "id", "-u")
     assert done.stdout == "65534\n"
     done = run("--user", "12345", "127.0.0.1:0", "sh", "-c", "id -u; id -g; id -G")
     assert done.stdout == "12345\n" * 3
-
-
-USERS = "root:x:0:0::/:/bin/sh\nproxy:x:2001:2002::/:/bin/sh\nother:x:2003:2004::/:/bin/sh\n"
-GROUPS = (
-    "root:x:0:\none:x:3001:other,proxy\ntwo:x:3002:other\nthree:x:3003:proxy\nfour:x:2002:proxy\n"
-)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and be somebody else")
-@pytest.mark.parametrize(
-    ("user", "numbers"),
-    [
-        ("proxy", ["2001", "2002", "2002 3001 3003"]),
-        ("2001", ["2001", "2002", "2002 3001 3003"]),
-        ("other", ["2003", "2004", "2004 3001 3002"]),
-        ("12345", ["12345", "12345", "12345"]),
-    ],
-)
-def test_the_user_s_groups_come_along(
-    user: str, numbers: list[str], tmp_path: pathlib.Path
-) -> None:
-    """As with User= of systemd, so that a check and a service reach the same."""
-    (tmp_path / "passwd").write_text(USERS)
-    (tmp_path / "group").write_text(GROUPS)
-    script = 'for one in passwd group; do mount --bind $0/$one /etc/$one; done; exec "$@"'
-    words = ["unshare", "--mount", "setpriv", "--groups", "4001", "sh", "-ec", script]
-    words += [str(tmp_path), sys.executable, "-c", PROGRAM, "--user", user, "127.0.0.1:0"]
-    words += ["sh", "-c", "id -u; id -g; id -G"]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
-    assert (done.stdout.splitlines(), done.stderr) == (numbers, "")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-@pytest.mark.parametrize(
-    "rights",
-    [
-        ["--inh-caps", "+chown"],
-        ["--inh-caps", "+chown", "--ambient-caps", "+chown"],
-        ["--securebits", "+no_setuid_fixup"],
-        ["--securebits", "+no_setuid_fixup,+no_setuid_fixup_locked", "--inh-caps", "+chown"],
-        ["--reuid", "4321", "--inh-caps", "+setuid,+setgid", "--ambient-caps", "+setuid,+setgid"],
-    ],
-    ids=" ".join,
-)
-def test_no_capability_is_left_to_the_user(rights: list[str]) -> None:
-    words = ["setpriv", *rights, sys.executable, "-c", PROGRAM, "--user", "nobody", "127.0.0.1:0"]
-    words += ["grep", "^Cap[^B]", "/proc/self/status"]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split()[1::2] == ["0" * 16] * 4, done.stdout + done.stderr
 
 
 SHUT = """

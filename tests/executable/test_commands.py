@@ -124,6 +124,57 @@ def test_a_directory_as_standard_input(
     assert (done.returncode, words in done.stderr) == (status, True), done.stderr
 
 
+@pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
+def test_a_closed_standard_input_is_known(link: pathlib.Path) -> None:
+    """What stands in its place gives no byte and no end."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$0" <&-', link],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    reason = "can't read names from standard input: Bad file descriptor"
+    assert (done.returncode, done.stderr) == (1, f"sniproxy-hostname: {reason}\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
+@pytest.mark.parametrize(
+    ("called", "path"),
+    [
+        ("/sniproxy-listen", "/nowhere"),
+        ("./sniproxy-listen", "/nowhere"),
+        ("sniproxy-listen", "/others:/"),
+    ],
+)
+def test_listen_runs_itself_as_the_proxy(
+    executable: pathlib.Path, tmp_path: pathlib.Path, called: str, path: str
+) -> None:
+    """In a directory that has nothing else, no /proc either, and whatever PATH leads to."""
+    jail = tmp_path / "jail"
+    (jail / "others").mkdir(parents=True)
+    (jail / "others" / "sniproxy").symlink_to("/nowhere")
+    (jail / "program-1.0").write_bytes(executable.read_bytes())
+    (jail / "program-1.0").chmod(0o755)
+    (jail / "sniproxy-listen").symlink_to("program-1.0")
+
+    def enter() -> None:
+        os.chroot(jail)
+        os.chdir("/")
+
+    done = subprocess.run(
+        [called, "127.0.0.1:0", "sniproxy", "--version"],
+        executable="/sniproxy-listen",
+        env={"PATH": path},
+        preexec_fn=enter,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    assert done.stdout.startswith("sniproxy "), done.stderr
+
+
 STRANGER = 54321
 """A user that no file knows, as that of a DynamicUser= or of a container."""
 
