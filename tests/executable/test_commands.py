@@ -111,7 +111,7 @@ def test_a_directory_as_standard_input(
 ) -> None:
     """CPython does not start there; what is wrong, if it is, is for the command to say."""
     arguments, status, words = {
-        "sniproxy": ([], 2, "standard input is not a listening socket"),
+        "sniproxy": ([], 2, "a listening socket (socket operation on non-socket)"),
         "sniproxy-hostname": ([], 0, ""),
         "sniproxy-check": (["nowhere"], 2, "nowhere"),
         "sniproxy-listen": (["127.0.0.1:0", "true"], 0, ""),
@@ -163,7 +163,7 @@ def test_listen_runs_itself_as_the_proxy(
         os.chdir("/")
 
     done = subprocess.run(
-        [called, "127.0.0.1:0", "sniproxy", "--version"],
+        [called, "--user", "65534", "127.0.0.1:0", "sniproxy", "--version"],
         executable="/sniproxy-listen",
         env={"PATH": path},
         preexec_fn=enter,
