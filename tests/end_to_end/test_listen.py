@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import TIMEOUT
+from tests.end_to_end.harness import TIMEOUT, directory_name
 from tests.processes import forbid
 
-PROGRAM = "import sys; from sniproxy.commands import sniproxy_listen as c; sys.exit(c())"
+PROGRAM = "import sys; from sniproxy.commands import main; sys.exit(main())"
 
 SHOW = """
 import json, socket, sys
@@ -28,19 +28,21 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become s
 
 @pytest.fixture
 def listen(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Give sniproxy-listen as a file: a script of the source, or a link to the executable."""
+    """Give sniproxy-listen as a file, sniproxy-check beside it: scripts of the source, or links to
+    the executable."""
     option: str | None = request.config.getoption("--sniproxy")
-    (tmp_path / "ours").mkdir()
-    path = tmp_path / "ours" / "sniproxy-listen"
-    if option is None:
-        path.write_text(f"#!{sys.executable} -P\n{PROGRAM}\n")
-        path.chmod(0o755)
-        return path
-    words = shlex.split(option)
+    words = shlex.split(option or "")
     if len(words) > 1:
         pytest.skip("not applicable: --sniproxy is no single file that has another name")
-    path.symlink_to(pathlib.Path(words[0]).resolve())
-    return path
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    for name in ("sniproxy-listen", "sniproxy-check"):
+        if words:
+            (folder / name).symlink_to(pathlib.Path(words[0]).resolve())
+        else:
+            (folder / name).write_text(f"#!{sys.executable} -P\n{PROGRAM}\n")
+            (folder / name).chmod(0o755)
+    return folder / "sniproxy-listen"
 
 
 def run(
@@ -183,6 +185,39 @@ def test_the_user_s_groups_come_along(
     words += [listen, "--user", user, "127.0.0.1:0", "sh", "-c", "id -u; id -g; id -G"]
     done = run(*words)
     assert (done.stdout.splitlines(), done.stderr) == (numbers, "")
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("user", "mode", "status"), [("proxy", 0o710, 0), ("proxy", 0o700, 1), ("two", 0o710, 1)]
+)
+@pytest.mark.parametrize("rights", [[], ["setpriv", "--securebits", "+no_setuid_fixup"]], ids=len)
+def test_a_check_reaches_what_the_user_s_groups_do(
+    listen: pathlib.Path,
+    hashed: bool,
+    rights: list[str],
+    user: str,
+    mode: int,
+    status: int,
+    tmp_path: pathlib.Path,
+) -> None:
+    """The check goes on as that user in its own process."""
+    (tmp_path / "passwd").write_text(USERS + "two:x:2005:2006::/:/bin/sh\n")
+    (tmp_path / "group").write_text(GROUPS)
+    hosts = tmp_path / "hosts"
+    directory = hosts / directory_name(hashed, "a.example")
+    directory.mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    directory.chmod(mode)
+    os.chown(directory, 0, 3001)
+    script = 'for one in passwd group; do mount --bind $0/$one /etc/$one; done; exec "$@"'
+    words = ["unshare", "--mount", "sh", "-ec", script, tmp_path, *rights]
+    with socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(str(directory / "tls-socket"))
+        (directory / "tls-socket").chmod(0o666)
+        backend.listen()
+        done = run(*words, listen.with_name("sniproxy-check"), "--user", user, hosts)
+    assert done.returncode == status, done.stdout + done.stderr
 
 
 @only_root
