@@ -115,19 +115,22 @@ fn occupy_standard_descriptors() {
     }
 }
 
-/// Have an empty pipe in the place of a standard input that is a directory.
+/// Have an empty pipe in the place of each standard descriptor that is a directory.
 ///
 /// The trap: CPython does not start there. What runs then says what it misses.
-fn replace_directory() {
-    // Sound: the descriptor is not closed with the file.
-    let input = mem::ManuallyDrop::new(unsafe { File::from_raw_fd(0) });
-    if input.metadata().is_ok_and(|status| status.is_dir()) {
+fn replace_directories() {
+    for standard in 0..=STANDARD_ERROR {
+        // Sound: the descriptor is not closed with the file.
+        let file = mem::ManuallyDrop::new(unsafe { File::from_raw_fd(standard) });
+        if !file.metadata().is_ok_and(|status| status.is_dir()) {
+            continue;
+        }
         let mut ends = [0; 2];
         // Sound: the ends are ours alone, and nothing uses the descriptor that one is put onto yet.
         unsafe {
             if pipe(&mut ends) == 0 {
                 let [reading, _writing] = ends.map(|end| OwnedFd::from_raw_fd(end));
-                dup2(reading.as_raw_fd(), 0);
+                dup2(reading.as_raw_fd(), standard);
             }
         }
     }
@@ -278,7 +281,7 @@ fn add_module(sys: &PyAny) -> PyResult<()> {
 /// chroot that may be somebody else's file, and where there is none the process aborts.
 #[no_mangle]
 pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
-    replace_directory();
+    replace_directories();
     for number in IGNORED {
         // Sound: no handler of ours runs.
         unsafe { signal(number, SIG_IGN) };

@@ -132,7 +132,10 @@ def _bound(
 
 
 def pass_on(sockets: Sequence[socket.socket]) -> None:
-    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3)."""
+    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3).
+
+    Raises ListenError where the limit of descriptors leaves no room to move them.
+    """
     if len(sockets) == 1:
         os.dup2(sockets[0].fileno(), 0, inheritable=True)
         # dup2(2) does nothing where the socket is there already, since it was closed before.
@@ -140,7 +143,10 @@ def pass_on(sockets: Sequence[socket.socket]) -> None:
         return
     # First out of the way of the numbers that they are going to have.
     first_free = _FIRST_LISTEN_FD + len(sockets)
-    moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
+    try:
+        moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
+    except OSError as error:
+        raise ListenError(f"can't pass {len(sockets)} sockets on: {error.strerror}") from None
     for target, source in enumerate(moved, _FIRST_LISTEN_FD):
         os.dup2(source, target, inheritable=True)
     for one in sockets:
@@ -289,12 +295,12 @@ def main(arguments: Sequence[str]) -> int:
             _enter(options.directory)
         if options.user is not None:
             become(options.user)
+        pass_on(sockets)
     except AddressError as error:
         parser.error(str(error))
     except ListenError as error:
         complain(f"sniproxy-listen: {error}")
         return _FAILURE
-    pass_on(sockets)
     for ignored in _IGNORED_BY_PYTHON:  # and what is ignored stays so for the command
         signal.signal(ignored, signal.SIG_DFL)
     try:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 import shlex
 import socket
 import subprocess
@@ -102,8 +103,19 @@ def test_one_socket_with_standard_input_closed(
     """The socket may then have the number already that it is to have, but close-on-exec."""
     out = tmp_path / "out"
     words = [str(listen), "127.0.0.1:0", sys.executable, "-c", SHOW, str(out)]
-    done = run("/bin/sh", "-c", f'"$@" {closed}', "sh", *words)
+    done = run("/bin/sh", "-c", f'exec "$@" {closed}', "sh", *words)
     assert (done.returncode, json.loads(out.read_text())[0]) == (0, "127.0.0.1")
+
+
+def test_several_sockets_and_too_few_descriptors(listen: pathlib.Path) -> None:
+    """There is room for them as they are bound, and none to move them to where they belong."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))
+
+    done = run(listen, "127.0.0.1:0", "127.0.0.1:0", "true", preexec=limit)
+    assert done.stderr.startswith("sniproxy-listen: can't pass 2 sockets on: "), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
 @pytest.fixture

@@ -125,10 +125,24 @@ def test_a_directory_as_standard_input(
 
 
 @pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
+@pytest.mark.parametrize(
+    ("directories", "words"),
+    [
+        ("1</", "can't write to standard output: Bad file descriptor\n"),
+        ("2</", ""),
+        ("0</ 1</ 2</", ""),
+    ],
+)
+def test_a_directory_as_standard_output(link: pathlib.Path, directories: str, words: str) -> None:
+    done = run(pathlib.Path("/bin/sh"), "-c", f'exec "$0" a.example {directories}', str(link))
+    assert (done.returncode, done.stderr) == (int("1" in directories), words)
+
+
+@pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
 def test_a_closed_standard_input_is_known(link: pathlib.Path) -> None:
     """What stands in its place gives no byte and no end."""
     done = subprocess.run(
-        ["/bin/sh", "-c", '"$0" <&-', link],
+        ["/bin/sh", "-c", 'exec "$0" <&-', link],
         capture_output=True,
         text=True,
         check=False,
