@@ -11,7 +11,10 @@ from collections.abc import Callable
 PATIENCE = 60
 """Seconds after which a process that hangs is ended."""
 
-NUMBERS = {"splice": {"x86_64": 275, "aarch64": 76}}
+NUMBERS = {
+    "socket": {"x86_64": 41, "aarch64": 198},
+    "splice": {"x86_64": 275, "aarch64": 76},
+}
 """Of system calls, from the kernel's asm/unistd_64.h and asm-generic/unistd.h."""
 
 
@@ -21,12 +24,18 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def forbid(call: str, error: int) -> None:
-    """Have a system call fail in this process from now on, seccomp(2)."""
+def forbid(call: str, error: int, first: int | None = None) -> None:
+    """Have a system call fail in this process from now on, seccomp(2).
+
+    With ``first``, only those whose first argument is that number of 32 bits."""
     number = NUMBERS[call][platform.machine()]
-    # Load the number of the call; if it is this one, return the error, else allow it.
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | error)]
-    steps.append((0x06, 0, 0, 0x7FFF0000))
+    # Load the number of the call, or its argument; where it is another, jump to the last step.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1 if first is None else 3, number)]
+    if first is not None:
+        low_half = 16 if sys.byteorder == "little" else 20
+        steps += [(0x20, 0, 0, low_half), (0x15, 0, 1, first)]
+    # Return the error, or allow it.
+    steps += [(0x06, 0, 0, 0x50000 | error), (0x06, 0, 0, 0x7FFF0000)]
     code = b"".join(
         operation.to_bytes(2, sys.byteorder)
         + bytes([if_true, if_false])

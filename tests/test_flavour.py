@@ -88,6 +88,20 @@ def test_the_tools_know_hashes(hashed: pathlib.Path, tmp_path: pathlib.Path) -> 
         assert "is not the hash of a host name" in lines[name]
 
 
+def test_a_hash_may_begin_with_a_hyphen(hashed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The line of the manual page makes its directory all the same."""
+    page = (ROOT / "docs" / "man" / "sniproxy-hostname.1").read_text()
+    line = re.search(r"^\$ (mkdir .*)'.*'(.*)$", page, re.MULTILINE)
+    assert line
+    names = (f"{number}.example" for number in range(10_000))
+    name = next(name for name in names if naming.hashed(name).startswith("-"))
+    script = f'cd "$0" && PATH="$1:$PATH" && {line[1]}{name}{line[2]}'
+    words = ["sh", "-c", script, str(tmp_path), str(hashed / "bin")]
+    done = run(words, check=False, PYTHONPATH=str(hashed))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(tmp_path) == [naming.hashed(name)]
+
+
 def test_the_end_to_end_tests_hold(hashed: pathlib.Path) -> None:
     """Those of the way from a name to its backend."""
     command = shlex.join(["env", f"PYTHONPATH={hashed}", str(hashed / "bin" / "sniproxy")])

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from sniproxy.parser.host_name import canonical
 from sniproxy.tools.hostname import InvalidNameError, main, to_ascii
 
 
@@ -62,6 +65,78 @@ def test_valid(name: str, expected: str) -> None:
 def test_invalid(name: str) -> None:
     with pytest.raises(InvalidNameError):
         to_ascii(name)
+
+
+_ODD = st.sampled_from(
+    "\u200c\u200d\u094d\ufdfa\u0661\u06f1a-.\u05d0\u0627\u0308\U0010ffff\ud800\udcff"
+)
+_LABELS = st.one_of(
+    st.text(st.characters(), max_size=80),
+    st.lists(_ODD, max_size=60).map("".join),
+    st.text("abcxyz019-", max_size=40).map("xn--".__add__),
+    st.text(st.characters(min_codepoint=128), max_size=20).map(
+        lambda text: "xn--" + text.encode("punycode").decode()
+    ),
+    st.builds(
+        lambda text, times: text * times, st.text(st.characters(), max_size=9), st.integers(1, 99)
+    ),
+)
+
+
+@given(st.lists(_LABELS, min_size=1, max_size=4).map(".".join))
+@example("\ufdfa" * 60)
+@example("xn--" + "\ud800".encode("punycode").decode())
+def test_any_text_is_a_name_or_refused(text: str) -> None:
+    """Whatever idna and the codecs raise, it is that one name which is refused."""
+    refusal = ""
+    try:
+        name = to_ascii(text)
+    except InvalidNameError as error:
+        refusal = str(error)
+    else:
+        assert canonical(name.encode()) == name
+        assert to_ascii(name) == name
+    assert refusal.isascii()
+    assert refusal == "" or refusal.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a_b", "has U+005F LOW LINE at position 2: only"),
+        ("ab/½", "has U+002F SOLIDUS at position 3: only"),
+        ("a\u2100b.example", "has U+2100 ACCOUNT OF at position 2: only"),
+        ("bücher.a b", "has U+0020 SPACE at position 9: only"),
+        ("\x1b[31m", "has U+001B at position 1: only"),
+        ("a.\ud800", "has U+D800 at position 3, which no"),
+        ("a\udcff", "has a byte that is no UTF-8 (FF) at position 2, which no"),
+        ("ab\u2fff", "has U+2FFF at position 3, which no"),
+        ("xn--a-6da", "decodes to U+00C4 LATIN CAPITAL LETTER A WITH DIAERESIS at position 2"),
+        ("\u0308a", "combining mark: U+0308 COMBINING DIAERESIS at position 1"),
+        ("a\u200db", "has U+200D ZERO WIDTH JOINER at position 2 of"),
+        ("\u05d0a", "look at U+0061 LATIN SMALL LETTER A at position 2"),
+        ("a.-b", "has a label that starts with a hyphen"),
+    ],
+)
+def test_the_wrong_character_is_named(name: str, words: str) -> None:
+    with pytest.raises(InvalidNameError) as raised:
+        to_ascii(name)
+    assert words in str(raised.value)
+
+
+def test_names_after_a_refused_one_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["a.example", "\ufdfa" * 60, "b.example"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("a.example\nb.example\n", 1)
+
+
+def test_two_hyphens_end_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--", "a.example", "--help"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "a.example\n",
+        "sniproxy-hostname: '--help' has a label that starts with a hyphen\n",
+    )
 
 
 def test_good_names_are_printed_bad_ones_named(capsys: pytest.CaptureFixture[str]) -> None:

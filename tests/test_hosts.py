@@ -9,7 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.parser.alert import Alert
-from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SUN_PATH, Hosts, refusal
+from sniproxy.resolver.hosts import (
+    DESCRIPTORS_EXHAUSTED,
+    SUN_PATH,
+    Hosts,
+    NoHostsDirectory,
+    refusal,
+)
 from tests.end_to_end.harness import Backend
 from tests.processes import in_child
 
@@ -229,3 +235,17 @@ def test_it_can_be_entered_and_neither_read_nor_written(hosts: Hosts) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.write(hosts.fileno(), b"x")
     assert not os.get_inheritable(hosts.fileno())
+
+
+def test_a_directory_that_was_deleted_is_none(tmp_path: pathlib.Path) -> None:
+    def work() -> None:
+        (tmp_path / "deleted").mkdir()
+        os.chdir(tmp_path / "deleted")
+        (tmp_path / "deleted").rmdir()
+        lowest = os.dup(0)
+        os.close(lowest)
+        with pytest.raises(NoHostsDirectory, match="it has been deleted"):
+            Hosts()
+        assert os.dup(0) == lowest  # nothing is left open
+
+    in_child(work)

@@ -153,6 +153,14 @@ def test_what_is_no_listening_stream_socket() -> None:
             assert told.endswith("manual: man 8 sniproxy")
 
 
+def test_a_closed_standard_input_is_called_so() -> None:
+    words = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", LOOK]
+    done = subprocess.run(words, capture_output=True, timeout=60, check=True)
+    assert json.loads(done.stdout).startswith(
+        "standard input is not a listening socket (it is closed): "
+    )
+
+
 def test_variables_are_removed_even_where_they_are_wrong() -> None:
     environment = {"LISTEN_PID": "x", "LISTEN_FDS": "y", "LISTEN_FDNAMES": "z", "HOME": "/"}
     with pytest.raises(NoListeningSocket):

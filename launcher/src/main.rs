@@ -8,20 +8,25 @@
 #![no_main]
 
 use pyembed::{MainPythonInterpreter, OxidizedPythonInterpreterConfig};
+use pyo3::{
+    ffi,
+    types::{PyCFunction, PyModule},
+    PyAny, PyResult,
+};
 use std::{
     env,
     ffi::{c_char, c_int, c_void, CStr, OsString},
     fmt,
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     mem,
     os::{
-        fd::{AsRawFd, FromRawFd},
-        unix::net::{UnixDatagram, UnixStream},
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::UnixDatagram,
     },
     path::PathBuf,
     process::exit,
-    ptr, slice,
+    ptr, slice, str,
 };
 
 // fn default_python_config(): the settings of pyoxidizer.bzl and the packed modules.
@@ -48,7 +53,10 @@ extern "C" {
     static mut PyImport_FrozenModules: *const FrozenModule;
     static _PyImport_FrozenBootstrap: *const FrozenModule;
     static _PyImport_FrozenStdlib: *const FrozenModule;
+    fn capset(header: *const CapabilityHeader, sets: *const [u32; 6]) -> c_int;
     fn dup2(from: c_int, to: c_int) -> c_int;
+    fn pipe(ends: *mut [c_int; 2]) -> c_int;
+    fn setgroups(count: usize, groups: *const u32) -> c_int;
     fn signal(number: c_int, action: usize) -> usize;
     fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void;
     fn fclose(file: *mut c_void) -> c_int;
@@ -61,7 +69,11 @@ extern "C" {
     ) -> c_int;
 }
 
+/// What Python ignores when it starts by itself: a write to a pipe without a reader, or beyond
+/// RLIMIT_FSIZE, is then an error, and not the end.
+const IGNORED: [c_int; 2] = [SIGPIPE, SIGXFSZ];
 const SIGPIPE: c_int = 13;
+const SIGXFSZ: c_int = 25;
 const SIG_IGN: usize = 1;
 
 /// What fgetpwent_r(3) says behind the last user (ENOENT of errno.h).
@@ -103,16 +115,23 @@ fn occupy_standard_descriptors() {
     }
 }
 
-/// Have an empty stream in the place of a standard input that is a directory.
+/// Have an empty pipe in the place of each standard descriptor that is a directory.
 ///
 /// The trap: CPython does not start there. What runs then says what it misses.
-fn replace_directory() {
-    // Sound: the descriptor is not closed with the file.
-    let input = mem::ManuallyDrop::new(unsafe { File::from_raw_fd(0) });
-    if input.metadata().is_ok_and(|status| status.is_dir()) {
-        if let Ok((empty, _closed)) = UnixStream::pair() {
-            // Sound: a descriptor that is open, onto one that nothing uses yet.
-            unsafe { dup2(empty.as_raw_fd(), 0) };
+fn replace_directories() {
+    for standard in 0..=STANDARD_ERROR {
+        // Sound: the descriptor is not closed with the file.
+        let file = mem::ManuallyDrop::new(unsafe { File::from_raw_fd(standard) });
+        if !file.metadata().is_ok_and(|status| status.is_dir()) {
+            continue;
+        }
+        let mut ends = [0; 2];
+        // Sound: the ends are ours alone, and nothing uses the descriptor that one is put onto yet.
+        unsafe {
+            if pipe(&mut ends) == 0 {
+                let [reading, _writing] = ends.map(|end| OwnedFd::from_raw_fd(end));
+                dup2(reading.as_raw_fd(), standard);
+            }
         }
     }
 }
@@ -183,17 +202,90 @@ pub unsafe extern "C" fn getpwuid_r(
     find_user(|user| user.number == number, user, buffer, size, found)
 }
 
+/// Name the groups that list `user` in /etc/group, after `own`, each once.
+fn groups_of(user: &[u8], own: u32) -> Vec<u32> {
+    let mut groups = vec![own];
+    for line in fs::read("/etc/group").unwrap_or_default().split(|&byte| byte == b'\n') {
+        let fields: Vec<_> = line.split(|&byte| byte == b':').collect();
+        let [_, _, number, members] = fields[..] else { continue };
+        let Some(group) = str::from_utf8(number).ok().and_then(|digits| digits.parse().ok()) else {
+            continue;
+        };
+        if members.split(|&byte| byte == b',').any(|one| one == user) && !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    groups
+}
+
+/// getgrouplist(3), without plugins like the users; sound as it is: the caller's pointers are valid.
+#[no_mangle]
+pub unsafe extern "C" fn getgrouplist(
+    user: *const c_char,
+    own: u32,
+    groups: *mut u32,
+    count: *mut c_int,
+) -> c_int {
+    let found = groups_of(CStr::from_ptr(user).to_bytes(), own);
+    let room = mem::replace(&mut *count, found.len() as c_int);
+    let fitting = found.len().min(room.max(0) as usize);
+    ptr::copy_nonoverlapping(found.as_ptr(), groups, fitting);
+    if fitting < found.len() {
+        return -1;
+    }
+    *count
+}
+
+/// initgroups(3), sound as it is: the caller's pointer is valid.
+#[no_mangle]
+pub unsafe extern "C" fn initgroups(user: *const c_char, own: u32) -> c_int {
+    let groups = groups_of(CStr::from_ptr(user).to_bytes(), own);
+    setgroups(groups.len(), groups.as_ptr())
+}
+
+/// Which process capset(2) is about: this one, if 0.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    process: c_int,
+}
+
+/// _LINUX_CAPABILITY_VERSION_3
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+/// Have no capability any more; a function for Python, which raises OSError.
+unsafe extern "C" fn drop_capabilities(
+    _module: *mut ffi::PyObject,
+    _arguments: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, process: 0 };
+    if capset(&header, &[0; 6]) != 0 {
+        return ffi::PyErr_SetFromErrno(ffi::PyExc_OSError);
+    }
+    let none = ffi::Py_None();
+    ffi::Py_INCREF(none);
+    none
+}
+
+/// Give `sniproxy.tools.capabilities` what Python's library does not have: a module of the launcher.
+fn add_module(sys: &PyAny) -> PyResult<()> {
+    let module = PyModule::new(sys.py(), "_launcher")?;
+    let function = PyCFunction::new(drop_capabilities, "drop_capabilities", "", module.into())?;
+    module.setattr("drop_capabilities", function)?;
+    sys.getattr("modules")?.set_item("_launcher", module)
+}
+
 /// Where the C library starts us.
 ///
 /// The trap: Rust's own start opens /dev/null for each standard descriptor that is closed. Below a
 /// chroot that may be somebody else's file, and where there is none the process aborts.
 #[no_mangle]
 pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
-    occupy_standard_descriptors();
-    replace_directory();
-    // As Python does when it starts by itself: a write to a pipe without a reader is an error, and
-    // not the end. Sound: no handler of ours runs.
-    unsafe { signal(SIGPIPE, SIG_IGN) };
+    replace_directories();
+    for number in IGNORED {
+        // Sound: no handler of ours runs.
+        unsafe { signal(number, SIG_IGN) };
+    }
     list_frozen_modules();
     let zone = env::var_os("TZ");
     // The trap: CPython asks for the time zone when it starts, and glibc opens /etc/localtime. A lone
@@ -203,6 +295,8 @@ pub extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int
         complain(format_args!("the interpreter does not start: {error}"));
         exit(INTERNAL_ERROR)
     });
+    // Not before: what was closed, Python knows as None.
+    occupy_standard_descriptors();
     let status = run(&interpreter, zone);
     // Ends the interpreter, which writes out what standard output still holds.
     drop(interpreter);
@@ -239,6 +333,7 @@ fn run(interpreter: &MainPythonInterpreter, zone: Option<OsString>) -> i32 {
             // the modules in the working directory, where one may be a FIFO. With a limit of 0 no
             // frame is printed, and none is looked up. (launcher/stand_in sees to Python's way.)
             sys.setattr("tracebacklimit", 0)?;
+            add_module(sys)?;
             // The start makes some 30,000 objects that stay. To look for garbage among them every
             // 700 takes an eighth of it.
             py.import("gc")?.call_method1("set_threshold", (GARBAGE_THRESHOLD, 10, 10))?;

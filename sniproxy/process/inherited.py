@@ -7,6 +7,7 @@ LISTEN_FDS convention of sd_listen_fds(3).
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import MutableMapping
 
 STANDARD_INPUT = 0
@@ -32,6 +33,8 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     refusal = _why_not(STANDARD_INPUT)
     if refusal is None:
         return [_own(STANDARD_INPUT)]
+    if sys.stdin is None:  # as it was when we were started, whatever has that number now
+        refusal = "it is closed"
     count = passed["LISTEN_FDS"]
     if passed["LISTEN_PID"] != str(os.getpid()) or not count.strip("0"):
         raise NoListeningSocket(

@@ -40,11 +40,35 @@ def refusal(error: OSError) -> Refusal:
     return Refusal(Alert.INTERNAL_ERROR, "queue_full" if full else "backend_fault")
 
 
+class NoHostsDirectory(OSError):  # noqa: N818 - what the user is told
+    """The working directory can't be the hosts directory."""
+
+    def __str__(self) -> str:
+        try:
+            where = os.getcwd()
+        except OSError:
+            where = "."  # it has no name any more
+        return (
+            f"the hosts directory is the working directory, {where!a}, and uid {os.geteuid()} "
+            f"can't use it: {self.strerror}"
+        )
+
+
 class Hosts:
-    """The hosts directory: the working directory at the time of the call."""
+    """The hosts directory: the working directory at the time of the call.
+
+    Raises NoHostsDirectory where that can't be entered, or has been deleted: nobody could ever make
+    a host in it.
+    """
 
     def __init__(self) -> None:
-        self._descriptor = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._descriptor = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise NoHostsDirectory(error.errno, error.strerror) from None
+        if not os.fstat(self._descriptor).st_nlink:
+            self.close()
+            raise NoHostsDirectory(errno.ENOENT, "it has been deleted")
         self._elsewhere = False
 
     def fileno(self) -> int:

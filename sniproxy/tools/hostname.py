@@ -8,6 +8,7 @@ used, since they exclude names that browsers ask for (emoji).
 
 import errno
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ MAX_INPUT = 1000
 nothing; Punycode takes time with the square of its input."""
 
 _ACE_PREFIX = "xn--"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.-]")
 _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 
 
@@ -41,12 +43,19 @@ def to_ascii(name: str) -> str:
     if len(name) > MAX_INPUT:
         raise InvalidNameError(f"has {len(name)} characters: {MAX_LENGTH} bytes are allowed")
     try:
-        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
-    except (idna.IDNAError, UnicodeError) as error:
-        raise InvalidNameError(f"has a character that no host name may have ({error})") from None
+        mapped = _mapped(name)
+    except idna.IDNAError as error:
+        wrong = _at(name, (error.position or 1) - 1)
+        raise InvalidNameError(f"has {wrong}, which no host name may have") from None
     labels = mapped.removesuffix(".").split(".")
     if "" in labels:
         raise InvalidNameError("has an empty label: look for a dot at the start or two in a row")
+    for label in labels:
+        # Before anything else: Punycode is no shorter, and idna has a limit of its own.
+        if len(label) > MAX_LABEL:
+            raise InvalidNameError(
+                f"has a label of {len(label)} characters: the DNS allows {MAX_LABEL} bytes"
+            )
     shown = [_unicode_label(label) for label in labels]
     if any(_is_right_to_left(label) for label in shown):
         for label in shown:
@@ -59,10 +68,41 @@ def to_ascii(name: str) -> str:
         raise InvalidNameError(f"is {len(ascii_name)} bytes long: at most {MAX_LENGTH} are allowed")
     host = canonical(ascii_name.encode("ascii"))
     if host is None:
-        raise InvalidNameError(
-            "has something other than a-z, 0-9, - and . or a label that starts with a hyphen"
-        )
+        raise InvalidNameError(_outside_the_grammar(name, ascii_name))
     return host
+
+
+def _mapped(name: str) -> str:
+    """Map a name by UTS #46 section 4, steps 1 and 2. Raises idna.IDNAError."""
+    return idna.uts46_remap(name, std3_rules=False, transitional=False)
+
+
+def _stays(character: str) -> bool:
+    """Say whether a character may be in a name and is mapped to no other."""
+    try:
+        return _mapped(character) == character
+    except idna.IDNAError:
+        return False
+
+
+def _outside_the_grammar(name: str, ascii_name: str) -> str:
+    """Say what in ``name``, which became ``ascii_name``, is in no host name."""
+    wrong = set(_NOT_IN_NAMES.findall(ascii_name))
+    for position, character in enumerate(name):
+        # What is typed may be another character, such as a fraction, which becomes a slash.
+        if wrong & set(_mapped(character)):
+            return f"has {_at(name, position)}: only a-z, 0-9, - and . can be looked up"
+    return "has a label that starts with a hyphen"
+
+
+def _at(text: str, position: int) -> str:
+    """Name a character so that nothing is printed which a terminal could take for a command."""
+    character = text[position]
+    where = f"at position {position + 1}"
+    if "\udc80" <= character <= "\udcff":  # as os.fsdecode has it
+        return f"a byte that is no UTF-8 ({ord(character) - 0xDC00:02X}) {where}"
+    described = unicodedata.name(character, "")
+    return f"U+{ord(character):04X} {described + ' ' if described else ''}{where}"
 
 
 def _unicode_label(label: str) -> str:
@@ -74,12 +114,10 @@ def _unicode_label(label: str) -> str:
             raise InvalidNameError(f"has a label that is no Punycode: {label!a}") from None
         if _ascii_label(decoded) != label:
             raise InvalidNameError(f"has a label that encodes nothing international: {label!a}")
-        try:
-            unchanged = idna.uts46_remap(decoded, std3_rules=False, transitional=False) == decoded
-        except (idna.IDNAError, UnicodeError):
-            unchanged = False
-        if not unchanged or "." in decoded:
-            raise InvalidNameError(f"has a label that decodes to something not allowed: {label!a}")
+        for position, character in enumerate(decoded):
+            if character == "." or not _stays(character):
+                wrong = _at(decoded, position)
+                raise InvalidNameError(f"has a label that decodes to {wrong}: {label!a}")
         label = decoded
     if label.isascii():
         return label
@@ -88,10 +126,12 @@ def _unicode_label(label: str) -> str:
     if label.startswith(_ACE_PREFIX):
         raise InvalidNameError(f"has a label that starts with xn-- and is not ASCII: {label!a}")
     if unicodedata.category(label[0])[0] == "M":
-        raise InvalidNameError(f"has a label that starts with a combining mark: {label!a}")
+        raise InvalidNameError(f"has a label that starts with a combining mark: {_at(label, 0)}")
     for position, character in enumerate(label):
         if character in "\u200c\u200d" and not _joins(label, position):
-            raise InvalidNameError(f"has a joiner where none may be: {label!a}")
+            raise InvalidNameError(
+                f"has {_at(label, position)} of {label!a}, where it joins nothing"
+            )
     return label
 
 
@@ -111,8 +151,9 @@ def _check_bidi(label: str) -> None:
     """Check one label of a Bidi domain name, RFC 5893 section 2."""
     try:
         idna.check_bidi(label, check_ltr=True)
-    except idna.IDNABidiError as error:
-        raise InvalidNameError(f"mixes writing directions in {label!a}: {error}") from None
+    except idna.IDNAError as error:
+        wrong = f": look at {_at(label, error.position - 1)}" if error.position else ""
+        raise InvalidNameError(f"mixes writing directions in {label!a}{wrong}") from None
 
 
 def _ascii_label(label: str) -> str:

@@ -11,9 +11,11 @@ import pwd
 import re
 import signal
 import socket
+import sys
 import warnings  # noqa: F401 - os.execvp wants it, when --user may not reach Python's files any more
 from collections.abc import Sequence
 
+from sniproxy.tools.capabilities import dropper
 from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.output import complain
 
@@ -33,6 +35,8 @@ _FIRST_LISTEN_FD = 3
 _FAILURE = 1
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
+
+_OURS = "sniproxy"
 
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -75,7 +79,20 @@ def listening_socket(address: str, backlog: int) -> socket.socket:
         packed = socket.inet_pton(family, host)
     except OSError:
         raise AddressError(f"{address!a}: {host!a} is no IP address") from None
+    if match["any"] is not None and not _has_ipv6():
+        complain(f"sniproxy-listen: {address!a}: IPv4 only: there is no IPv6 here")
+        family, host = socket.AF_INET, "0.0.0.0"  # noqa: S104 - as we were asked
     return _bound(family, (host, port), address, backlog, takes_both=not any(packed))
+
+
+def _has_ipv6() -> bool:
+    """Say whether IPv6 is known here: not where the kernel was built or booted without
+    (ipv6.disable=1), nor where a filter keeps it from us (RestrictAddressFamilies=)."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _bound(
@@ -86,8 +103,9 @@ def _bound(
     *,
     takes_both: bool = False,
 ) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = None
     try:
+        listening = socket.socket(family, socket.SOCK_STREAM)
         if family != socket.AF_UNIX:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -96,7 +114,8 @@ def _bound(
         listening.bind(where)
         listening.listen(backlog)
     except OSError as error:
-        listening.close()
+        if listening is not None:
+            listening.close()
         in_use = "somebody else has it: stop that, or choose another"
         if family == socket.AF_UNIX:
             in_use = "there is such a file already: remove it if nobody listens there"
@@ -104,6 +123,7 @@ def _bound(
             errno.EADDRINUSE: in_use,
             errno.EACCES: "a port below 1024 or a protected directory needs more rights",
             errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+            errno.EAFNOSUPPORT: "there are no sockets of that kind here",
         }
         hint = hints.get(error.errno or 0, "")
         reason = f"{error.strerror or error}" + (f" ({hint})" if hint else "")
@@ -112,13 +132,21 @@ def _bound(
 
 
 def pass_on(sockets: Sequence[socket.socket]) -> None:
-    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3)."""
+    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3).
+
+    Raises ListenError where the limit of descriptors leaves no room to move them.
+    """
     if len(sockets) == 1:
         os.dup2(sockets[0].fileno(), 0, inheritable=True)
+        # dup2(2) does nothing where the socket is there already, since it was closed before.
+        os.set_inheritable(0, True)
         return
     # First out of the way of the numbers that they are going to have.
     first_free = _FIRST_LISTEN_FD + len(sockets)
-    moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
+    try:
+        moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
+    except OSError as error:
+        raise ListenError(f"can't pass {len(sockets)} sockets on: {error.strerror}") from None
     for target, source in enumerate(moved, _FIRST_LISTEN_FD):
         os.dup2(source, target, inheritable=True)
     for one in sockets:
@@ -128,16 +156,24 @@ def pass_on(sockets: Sequence[socket.socket]) -> None:
 
 
 def become(user: str) -> None:
-    """Give up all rights but those of ``user``, a name or a number."""
+    """Give up all rights but those of ``user``, a name or a number: take what ``User=`` gives.
+
+    That is the user's own group, those groups that list the user, and no capability. A number that
+    nobody has is a group's number as well.
+    """
+    drop_capabilities = dropper()
     try:
-        if user.isdecimal():
-            uid, gid = int(user), int(user)
+        name, uid, gid = _identity(user)
+        if name is None:
+            os.setgroups([])
         else:
-            entry = pwd.getpwnam(user)
-            uid, gid = entry.pw_uid, entry.pw_gid
-        os.setgroups([])
+            os.initgroups(name, gid)
         os.setgid(gid)
         os.setuid(uid)
+        # setuid(2) leaves the inheritable ones, and all of them to who was not root or has set
+        # SECBIT_NO_SETUID_FIXUP.
+        if uid:
+            drop_capabilities()
     except KeyError:
         raise ListenError(f"--user {user!a}: there is no such user") from None
     except (OverflowError, ValueError):
@@ -147,6 +183,65 @@ def become(user: str) -> None:
             raise ListenError(f"--user {user!a}: no user has such a number") from None
         hint = " (only root may change)" if error.errno == errno.EPERM else ""
         raise ListenError(f"--user {user!a}: {error.strerror}{hint}") from None
+
+
+def _identity(user: str) -> tuple[str | None, int, int]:
+    """Look up a user's name, None where a number has none, and the numbers of user and group.
+
+    Raises KeyError for a name that nobody has.
+    """
+    if not user.isdecimal():
+        entry = pwd.getpwnam(user)
+    else:
+        try:
+            entry = pwd.getpwuid(int(user))
+        except KeyError:
+            return None, int(user), int(user)
+    return entry.pw_name, entry.pw_uid, entry.pw_gid
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise ListenError(f"--directory {directory!a}: {error.strerror}") from None
+
+
+def _program(command: str) -> str:
+    """Say which file ``command`` is, or give it back where ``PATH`` decides.
+
+    ``sniproxy`` is the one that we came with: Debian has another program of that name, which would
+    take no socket and become a daemon. It lies beside us, or where the links lead by which we were
+    called; the executable is that itself, by whatever name.
+    """
+    if command != _OURS:
+        return command
+    us = _file_of(sys.argv[0])
+    if us is not None:
+        for folder in (os.path.dirname(us), os.path.dirname(os.path.realpath(us))):
+            if _is_program(f"{folder}/{_OURS}"):
+                return f"{folder}/{_OURS}"
+    if getattr(sys, "oxidized", False):
+        return us or "/proc/self/exe"
+    return command
+
+
+def _file_of(called: str) -> str | None:
+    """Find the file that was called, as a shell or execvp(3) found it: there may be no /proc."""
+    folders = [""] if "/" in called else os.get_exec_path()
+    for folder in folders:
+        try:
+            # Absolute: --directory leads elsewhere.
+            path = os.path.abspath(os.path.join(folder, called))
+        except OSError:
+            continue  # nobody knows where we are
+        if _is_program(path):
+            return path
+    return None
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _backlog(text: str) -> int:
@@ -194,24 +289,22 @@ def main(arguments: Sequence[str]) -> int:
     if not words:
         parser.error("no COMMAND to run, such as sniproxy")
     try:
+        program = _program(words[0])
         sockets = [listening_socket(address, options.backlog) for address in addresses]
         if options.directory is not None:
-            os.chdir(options.directory)
+            _enter(options.directory)
         if options.user is not None:
             become(options.user)
+        pass_on(sockets)
     except AddressError as error:
         parser.error(str(error))
     except ListenError as error:
         complain(f"sniproxy-listen: {error}")
         return _FAILURE
-    except OSError as error:
-        complain(f"sniproxy-listen: --directory {options.directory!a}: {error.strerror}")
-        return _FAILURE
-    pass_on(sockets)
     for ignored in _IGNORED_BY_PYTHON:  # and what is ignored stays so for the command
         signal.signal(ignored, signal.SIG_DFL)
     try:
-        os.execvp(words[0], words)
+        os.execvp(program, words)
     except (FileNotFoundError, ValueError):  # the latter where the name is empty
         complain(f"sniproxy-listen: {words[0]!a}: no such command")
         return _NOT_FOUND

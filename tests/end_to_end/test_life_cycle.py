@@ -62,6 +62,51 @@ def test_without_a_listening_socket(command: list[str]) -> None:
             assert "standard input is not a listening socket" in done.stderr
 
 
+def test_a_closed_standard_input(command: list[str]) -> None:
+    """And not what a launcher has put in its place."""
+    done = run(["/bin/sh", "-c", 'exec "$@" <&-', "sh", *command])
+    assert done.returncode == 2
+    assert done.stderr.startswith("sniproxy: standard input is not a listening socket (it is close")
+
+
+@pytest.mark.parametrize("fault", ["closed", "deleted"])
+def test_a_hosts_directory_that_is_of_no_use(
+    command: list[str], fault: str, tmp_path: pathlib.Path
+) -> None:
+    """The first line of the log says which directory and whose right, and it does not start."""
+    if fault == "closed" and os.geteuid() != 0:
+        pytest.skip("only root can make a directory that is closed to it")
+    folder = tmp_path / "hosts"
+    folder.mkdir(mode=0o700)
+
+    def enter() -> None:
+        os.chdir(folder)
+        if fault == "deleted":
+            folder.rmdir()
+
+    where, reason = ".", "it has been deleted"
+    if fault == "closed":
+        os.chown(folder, 65534, 65534)
+        # Root who may not pass over permissions, since others may not reach the source.
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+        where, reason = str(folder), "Permission denied"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        done = subprocess.run(
+            command,
+            stdin=listening,
+            preexec_fn=enter,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT,
+        )
+    words = f"the hosts directory is the working directory, '{where}', and uid {os.geteuid()}"
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"sniproxy: can't start: {words} can't use it: {reason}\n",
+    )
+
+
 def test_listen_fds(
     command: list[str], start: Start, backend_of: Make, tmp_path: pathlib.Path
 ) -> None:

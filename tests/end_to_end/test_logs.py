@@ -4,6 +4,7 @@ import ctypes
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -207,3 +208,21 @@ def test_syslog_where_standard_error_is_the_socket(
     for line in lines:
         assert re.match(r"<30>sniproxy\[\d+\]: event=", line)
     assert proxy.log == ""
+
+
+LARGEST = 2048
+"""Bytes that a log file may have, a dozen lines."""
+
+
+def test_a_log_file_that_may_grow_no_further(start: Start) -> None:
+    """RLIMIT_FSIZE (LimitFSIZE=, ulimit -f) comes with a signal that would end the process."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
+
+    proxy = start(preexec=limit, SNIPROXY_LOG="connections")
+    for _ in range(50):
+        assert proxy.ask(b"GET / HTTP/1.1\r\n\r\n") == alert(10)
+    assert proxy.stop(signal.SIGTERM) == 0
+    assert len(proxy.log) <= LARGEST
+    assert "event=start" in proxy.log

@@ -55,8 +55,9 @@ def test_another_name_is_the_proxy(executable: pathlib.Path, tmp_path: pathlib.P
 
 @pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
 def test_host_names(link: pathlib.Path, hashed: bool) -> None:
-    done = run(link, "🕸💍.ws", "FAß.de")
+    done = run(link, "🕸💍.ws", "\ufdfa" * 60, "a_b", "FAß.de")
     names = ("xn--sr8hvo.ws", "xn--fa-hia.de")
+    assert (done.returncode, "U+005F LOW LINE at position 2" in done.stderr) == (1, True)
     assert done.stdout.splitlines() == [directory_name(hashed, name) for name in names]
 
 
@@ -110,7 +111,7 @@ def test_a_directory_as_standard_input(
 ) -> None:
     """CPython does not start there; what is wrong, if it is, is for the command to say."""
     arguments, status, words = {
-        "sniproxy": ([], 2, "standard input is not a listening socket"),
+        "sniproxy": ([], 2, "a listening socket (socket operation on non-socket)"),
         "sniproxy-hostname": ([], 0, ""),
         "sniproxy-check": (["nowhere"], 2, "nowhere"),
         "sniproxy-listen": (["127.0.0.1:0", "true"], 0, ""),
@@ -121,6 +122,71 @@ def test_a_directory_as_standard_input(
     finally:
         os.close(directory)
     assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+
+
+@pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
+@pytest.mark.parametrize(
+    ("directories", "words"),
+    [
+        ("1</", "can't write to standard output: Bad file descriptor\n"),
+        ("2</", ""),
+        ("0</ 1</ 2</", ""),
+    ],
+)
+def test_a_directory_as_standard_output(link: pathlib.Path, directories: str, words: str) -> None:
+    done = run(pathlib.Path("/bin/sh"), "-c", f'exec "$0" a.example {directories}', str(link))
+    assert (done.returncode, done.stderr) == (int("1" in directories), words)
+
+
+@pytest.mark.parametrize("name", ["sniproxy-hostname"], indirect=True)
+def test_a_closed_standard_input_is_known(link: pathlib.Path) -> None:
+    """What stands in its place gives no byte and no end."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" <&-', link],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    reason = "can't read names from standard input: Bad file descriptor"
+    assert (done.returncode, done.stderr) == (1, f"sniproxy-hostname: {reason}\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
+@pytest.mark.parametrize(
+    ("called", "path"),
+    [
+        ("/sniproxy-listen", "/nowhere"),
+        ("./sniproxy-listen", "/nowhere"),
+        ("sniproxy-listen", "/others:/"),
+    ],
+)
+def test_listen_runs_itself_as_the_proxy(
+    executable: pathlib.Path, tmp_path: pathlib.Path, called: str, path: str
+) -> None:
+    """In a directory that has nothing else, no /proc either, and whatever PATH leads to."""
+    jail = tmp_path / "jail"
+    (jail / "others").mkdir(parents=True)
+    (jail / "others" / "sniproxy").symlink_to("/nowhere")
+    (jail / "program-1.0").write_bytes(executable.read_bytes())
+    (jail / "program-1.0").chmod(0o755)
+    (jail / "sniproxy-listen").symlink_to("program-1.0")
+
+    def enter() -> None:
+        os.chroot(jail)
+        os.chdir("/")
+
+    done = subprocess.run(
+        [called, "--user", "65534", "127.0.0.1:0", "sniproxy", "--version"],
+        executable="/sniproxy-listen",
+        env={"PATH": path},
+        preexec_fn=enter,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    assert done.stdout.startswith("sniproxy "), done.stderr
 
 
 STRANGER = 54321
