@@ -40,10 +40,11 @@ def welcome(connections: Connections, client: SocketType, address: SocketAddress
         totals = connections.totals
         totals.clients.add(client)
         totals.accepted += 1
+        begin = arrival.begin
     except Exception:
         connections.close(client)
         raise
-    connections.poller.guard(arrival, arrival.begin)
+    connections.poller.guard(arrival, begin)
 
 
 class Arrival:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable
 
 from sniproxy.dataplane.arrival import welcome
@@ -112,8 +113,6 @@ class Listener:
         # They may also have made it blocking again: systemd does with each command of a unit that
         # has it as standard input (exec_child), long after we have started.
         self._socket.setblocking(False)
-        if self._lost:
-            self._close_lost()
         # The listening socket's own accept makes a socket.socket and its time-out with each call.
         accept = self._socket._accept  # type: ignore[attr-defined]
         family = self._family
@@ -191,6 +190,8 @@ class Listener:
 
     def _go_on(self) -> float | None:
         """Watch again, unless it is closed; where that fails, a little later."""
+        if self._lost:
+            self._close_lost()
         if not self._watched and self._socket.fileno() >= 0:
             try:
                 self._watch()
@@ -203,21 +204,33 @@ class Listener:
     def _close_lost(self) -> None:
         """Close a connection that nobody knows: where memory fails between the system call and its
         answer, ``socket.accept`` forgets the descriptor that it has got."""
-        own = self._socket
         for fd in self._connections.poller.strangers():
             try:
-                # Closed with the object: the copy, which shows what it is.
-                with socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)) as copy:
-                    lost = (
-                        (copy.family, copy.type) == (own.family, own.type)
-                        and not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                        and _port(copy) == _port(own)
-                    )
+                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    continue
+                # A copy shows what it is, and only the copy is closed with the object.
+                number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
             except OSError:
-                continue  # free, or no socket
+                continue  # free, or none is left for the copy
+            try:
+                copy = socket.socket(fileno=number)
+            except Exception:
+                os.close(number)
+                raise
+            with copy:
+                lost = self._is_ours(copy)
             if lost:
                 os.close(fd)
         self._lost = False
+
+    def _is_ours(self, one: socket.socket) -> bool:
+        """Say whether a socket was accepted from this one."""
+        own = self._socket
+        return (
+            (one.family, one.type) == (own.family, own.type)
+            and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            and _port(one) == _port(own)
+        )
 
     def resume(self) -> None:
         """Never called: what is left in the queue is a new event."""
