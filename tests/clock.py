@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 
 class Clock:
-    """The time, and what is to be called when."""
+    """The time, and what is to be called when: again after the seconds that a call gives."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[tuple[float, int, Callable[[], float | None]]] = []
         self._count = 0
 
-    def later(self, seconds: float, call: Callable[[], None]) -> None:
+    def later(self, seconds: float, call: Callable[[], float | None]) -> None:
         self._count += 1
         heapq.heappush(self._due, (self.now + seconds, self._count, call))
 
@@ -26,7 +26,9 @@ class Clock:
     def next_one(self) -> None:
         """Let time pass until the next thing is due, and call it."""
         self.now, _, call = heapq.heappop(self._due)
-        call()
+        again = call()
+        if again is not None:
+            self.later(again, call)
 
     @property
     def timers(self) -> int:

@@ -4,20 +4,40 @@ import itertools
 
 import pytest
 
-from sniproxy.process.channel import Channel
+from sniproxy.process.channel import Channel, Message
 
 
 def test_messages_keep_apart() -> None:
     one, other = Channel.pair()
     assert one.send("stop", reason="SIGHUP", open=3)
     assert one.send("exit")
-    assert other.receive() == ("stop", {"reason": "SIGHUP", "open": 3})
-    assert other.receive() == ("exit", {})
+    assert taken(other) == ("stop", {"reason": "SIGHUP", "open": 3})
+    assert taken(other) == ("exit", {})
     with pytest.raises(BlockingIOError):
         other.receive()
     one.close()
     assert other.receive() is None
     assert not other.send("totals")
+    other.close()
+
+
+def taken(channel: Channel) -> Message | None:
+    """Give the next message, which is done then."""
+    message = channel.receive()
+    channel.done()
+    return message
+
+
+def test_a_message_stays_until_it_is_done() -> None:
+    """Who could not act on it, for want of memory, is given it again."""
+    one, other = Channel.pair()
+    assert one.send("stop")
+    assert one.send("exit")
+    assert other.receive() == other.receive() == ("stop", {})
+    other.done()
+    assert taken(other) == ("exit", {})
+    one.close()
+    assert other.receive() is None
     other.close()
 
 
@@ -35,9 +55,9 @@ def test_a_full_channel_loses_a_message_and_nothing_else() -> None:
     one, other = Channel.pair()
     sent = fill(one)
     for number in range(sent):
-        assert other.receive() == ("refused", {"number": number})
+        assert taken(other) == ("refused", {"number": number})
     assert one.send("refused", number=sent)
-    assert other.receive() == ("refused", {"number": sent})
+    assert taken(other) == ("refused", {"number": sent})
     one.close()
     other.close()
 
@@ -47,10 +67,10 @@ def test_the_end_is_heard_behind_a_full_channel() -> None:
     sent = fill(one)
     one.end()
     for number in range(sent):
-        assert other.receive() == ("refused", {"number": number})
+        assert taken(other) == ("refused", {"number": number})
     assert other.receive() is None
     # The other way it still serves.
     assert other.send("exit", accepted=1)
-    assert one.receive() == ("exit", {"accepted": 1})
+    assert taken(one) == ("exit", {"accepted": 1})
     one.close()
     other.close()

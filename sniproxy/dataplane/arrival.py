@@ -19,6 +19,7 @@ from socket import (
 from sniproxy.dataplane.connections import PATIENCE, Connections
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
+from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser
@@ -34,15 +35,16 @@ _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 
 def welcome(connections: Connections, client: SocketType, address: SocketAddress) -> None:
     """Take over a socket that was just accepted, in blocking mode or not."""
-    totals = connections.totals
-    totals.accepted += 1
-    totals.open += 1
-    arrival = Arrival(connections, client, address)
     try:
-        arrival.begin()
-    except Exception as error:  # one connection ends here, no more
-        connections.fault(error)
-        arrival.abandon()
+        arrival = Arrival(connections, client, address)
+        totals = connections.totals
+        totals.clients.add(client)
+        totals.accepted += 1
+        begin = arrival.begin
+    except Exception:
+        connections.close(client)
+        raise
+    connections.poller.guard(arrival, begin)
 
 
 class Arrival:
@@ -56,12 +58,14 @@ class Arrival:
         "_connections",
         "_parser",
         "_received",
+        "_relayed",
         "_socket",
         "_watched",
         "accepted_at",
         "address",
         "decided_at",
         "host",
+        "kept",
     )
 
     def __init__(
@@ -73,6 +77,8 @@ class Arrival:
         self._parser: ClientHelloParser | None = ClientHelloParser()
         self._received: bytearray | None = None
         self._backend: SocketType | None = None
+        self._relayed: End | None = None
+        self.kept = 0
         self.address = address
         self.accepted_at = connections.clock()
         self.decided_at: float | None = None
@@ -98,7 +104,9 @@ class Arrival:
         """Never called: an arrival leaves nothing undone."""
 
     def abandon(self) -> None:
-        if self._socket.fileno() >= 0:
+        if self._relayed is not None:
+            self._relayed.abandon()
+        elif self._socket in self._connections.totals.clients:
             self.end("fault")
 
     def stop(self) -> bool:
@@ -146,7 +154,7 @@ class Arrival:
             if self._received is None:
                 self._received = bytearray()
             self._received += data
-            self._connections.keep(size)
+            self._connections.keep(self, len(self._received))
             return True
         self._settle()
         self.host = host
@@ -168,11 +176,11 @@ class Arrival:
         """Note that the hello is no longer waited for."""
         if self._parser is None:
             return
-        self._parser = None
         if self._watched:
             self._connections.undecided.stop(self)
-        if self._received:
-            self._connections.release(len(self._received))
+        if self.kept:
+            self._connections.keep(self, 0)
+        self._parser = None
 
     # The backend.
 
@@ -218,12 +226,15 @@ class Arrival:
 
     def attempt(self) -> str | None:
         """Try again to reach the backend (``waiting.Waiter``)."""
-        try:
-            return self._connect(self._received or bytearray())
-        except Exception as error:  # one connection ends here, no more
-            self._connections.fault(error)
-            self.abandon()
-            return None
+        line: str | None = None
+
+        def connect() -> None:
+            nonlocal line
+            if self._received is not None:  # not over
+                line = self._connect(self._received)
+
+        self._connections.poller.guard(self, connect)
+        return line
 
     def _not_reached(self, error: OSError) -> None:
         refused = refusal(error)
@@ -239,7 +250,6 @@ class Arrival:
     ) -> None:
         """Send the backend the PROXY header it wants and what came so far; start the relay."""
         connections = self._connections
-        self._backend = None
         version = connections.hosts.proxy_version(directory)
         header = self._header(version) if version else b""
         first = header + received if header else received
@@ -251,16 +261,22 @@ class Arrival:
         except OSError:
             sent, gone = 0, True
         record = self if connections.log.connections else None
-        self._received = None
-        end = connections.relay.join(self._socket, backend, record, watched=self._watched)
-        end.moved = sent - len(header) if sent > len(header) else 0
+        moved = sent - len(header) if sent > len(header) else 0
+        unsent = bytes(first[sent:]) if sent < len(first) else None
+        # From here on both sockets are the relay's; should anything fail, it is to end them.
+        end = self._relayed = connections.relay.join(
+            self._socket, backend, record, watched=self._watched
+        )
+        self._received = self._backend = None
+        end.moved = moved
         if gone:
             end.sever()
-        elif sent < len(first):
-            end.hold(bytes(first[sent:]))
+        elif unsent is not None:
+            end.hold(unsent)
         elif self._watched:
             # The events up to now were ours, not the relay's.
             end.pump(True)
+        self._relayed = None
 
     def _header(self, version: int) -> bytes:
         source, destination = self.address, self._socket.getsockname()
@@ -273,13 +289,14 @@ class Arrival:
     def refuse(self, refused: Refusal, *, linger: bool = True) -> None:
         """Send the alert and close, at once if not ``linger``."""
         connections = self._connections
+        farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
+        record = alert_record(refused.alert)
         self._settle()
         self._let_go()
         connections.refused(refused.reason)
         self.log_end(f"refused:{refused.reason}", 0, 0)
-        farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
         try:
-            self._socket.send(alert_record(refused.alert), MSG_DONTWAIT)
+            self._socket.send(record, MSG_DONTWAIT)
         except OSError:
             farewell.close()
             return
@@ -290,7 +307,7 @@ class Arrival:
         self._settle()
         self._let_go()
         self.log_end(how, 0, 0)
-        Farewell(self._connections, self._socket, limit=0, watched=self._watched).close()
+        self._connections.close(self._socket)
 
     def _let_go(self) -> None:
         """Give up what was kept for the backend, and the place in its line."""

@@ -7,11 +7,13 @@ at its end a ``Farewell``; each of them holds a ``Connections``, which knows non
 import functools
 from collections import Counter
 from collections.abc import Callable
+from socket import SocketType
 from typing import Protocol
 
-from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End, Relay
-from sniproxy.dataplane.sweep import Countdown, Later, Sweep
+from sniproxy.dataplane.sweep import Countdown, Sweep
+from sniproxy.dataplane.timers import Later
 from sniproxy.dataplane.waiting import Lines
 from sniproxy.log.log import Log
 from sniproxy.resolver.hosts import Hosts
@@ -37,22 +39,28 @@ Report = Callable[..., None]
 
 class Totals:
     """Counts since the start. ``up`` is bytes from clients, ``down`` bytes to them, both only of
-    connections that have ended."""
+    connections that have ended. Those that are open are counted by their clients' sockets, so that
+    none can be counted twice or left over."""
 
-    __slots__ = ("accepted", "down", "open", "refused", "up")
+    __slots__ = ("accepted", "clients", "down", "refused", "up")
 
     def __init__(self) -> None:
         self.accepted = 0
-        self.open = 0
+        self.clients: set[SocketType] = set()
         self.refused: Counter[str] = Counter()
         self.up = 0
         self.down = 0
 
+    @property
+    def open(self) -> int:
+        return len(self.clients)
 
-class Undecided(Protocol):
-    """A client, accepted at ``accepted_at``, whose hello is not complete."""
+
+class Undecided(Watcher, Protocol):
+    """A client, accepted at ``accepted_at``, whose hello is not complete, with ``kept`` bytes."""
 
     accepted_at: float
+    kept: int
 
     def expire(self) -> None:
         """End it: its time is up."""
@@ -61,7 +69,7 @@ class Undecided(Protocol):
         """End it to make room for another. Its descriptor is free on return."""
 
 
-class Closing(Protocol):
+class Closing(Watcher, Protocol):
     """A client that has been sent its last byte."""
 
     def close(self) -> None: ...
@@ -72,10 +80,7 @@ Part = Callable[["Connections", End, str, int, bool], None]
 
 
 class Connections:
-    """All connections of a process.
-
-    ``idle`` is called each time that the last open connection has ended.
-    """
+    """All connections of a process."""
 
     def __init__(
         self,
@@ -95,10 +100,13 @@ class Connections:
         self.later = later
         self.relay = Relay(poller, functools.partial(part, self), clock, later, workers)
         self.totals = Totals()
-        self.idle: Callable[[], None] = lambda: None
-        self.undecided: Countdown[Undecided] = Countdown(PATIENCE, lambda one: one.expire())
+        self.undecided: Countdown[Undecided] = Countdown(
+            PATIENCE, lambda one: poller.guard(one, one.expire)
+        )
         self.lines = Lines(later)
-        self.farewells: Countdown[Closing] = Countdown(FAREWELL_PATIENCE, lambda one: one.close())
+        self.farewells: Countdown[Closing] = Countdown(
+            FAREWELL_PATIENCE, lambda one: poller.guard(one, one.close)
+        )
         self._sweep = Sweep(later, _SWEEP, self.sweep)
         self._kept = 0
         self._refused_lately: Counter[str] = Counter()
@@ -122,18 +130,17 @@ class Connections:
         oldest = self.undecided.oldest()
         if oldest is None:
             return False
-        oldest.evict()
+        self.poller.guard(oldest, oldest.evict)
         return True
 
-    def keep(self, size: int) -> None:
-        """Count ``size`` more bytes of undecided hellos; end the oldest of too many."""
-        self._kept += size
+    def keep(self, arrival: Undecided, size: int) -> None:
+        """Count the ``size`` bytes of an undecided hello so far; end the oldest of too many."""
+        kept = self._kept + size - arrival.kept
+        # Both or neither: only to add them up can fail.
+        self._kept = kept
+        arrival.kept = size
         while self._kept > MAX_KEPT and self.evict_oldest():
             pass
-
-    def release(self, size: int) -> None:
-        """Count ``size`` fewer bytes of undecided hellos."""
-        self._kept -= size
 
     def wait(self, arrival: Undecided) -> None:
         """Start an undecided arrival's time."""
@@ -153,9 +160,9 @@ class Connections:
 
     def refused(self, reason: str) -> None:
         """Count a refusal, for the totals and for the line once a minute."""
+        self._refusals.wake()
         self.totals.refused[reason] += 1
         self._refused_lately[reason] += 1
-        self._refusals.wake()
 
     def report_refusals(self) -> bool:
         """Report the refusals since the last report, if there were any. Never wants to be called
@@ -188,9 +195,8 @@ class Connections:
         """End all connections now; say how many there were."""
         return sum(watcher.stop() for watcher in self.poller.watchers())
 
-    def gone(self) -> None:
-        """Count a connection whose client's socket has been closed."""
-        totals = self.totals
-        totals.open -= 1
-        if not totals.open:
-            self.idle()
+    def close(self, client: SocketType) -> None:
+        """Close a client's socket: the end of its connection. Done again, it changes nothing."""
+        self.poller.forget(client.fileno())
+        client.close()
+        self.totals.clients.discard(client)

@@ -13,16 +13,18 @@ _READS_A_TURN = 8
 
 def part(connections: Connections, end: End, how: str, down: int, sending: bool) -> None:
     """Close the client's socket of a relayed connection (``connections.Part``)."""
-    connections.totals.up += end.moved
-    connections.totals.down += down
+    # Where anything fails this comes again, so that what was done is marked as done.
     if end.record is not None:
         end.record.log_end(how, end.moved, down)
-    if sending and how != "stopped":
+        end.record = None
+    totals = connections.totals
+    up, down = totals.up + end.moved, totals.down + down
+    totals.up, totals.down = up, down
+    end.moved = end.peer.moved = 0
+    if sending and how not in ("stopped", "fault"):
         Farewell(connections, end.socket, limit=None, watched=True).begin()
         return
-    connections.poller.forget(end.socket.fileno())
-    end.socket.close()
-    connections.gone()
+    connections.close(end.socket)
 
 
 class Farewell:
@@ -54,12 +56,11 @@ class Farewell:
         if self._discard() or not linger:
             self.close()
             return
+        connections.part(self)
         if self._watched:
             connections.poller.replace(self._socket.fileno(), self)
         else:
             connections.poller.watch(self._socket.fileno(), self)
-            self._watched = True
-        connections.part(self)
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a read tells all
         if self._discard():
@@ -98,11 +99,5 @@ class Farewell:
 
     def close(self) -> None:
         """Close the client's socket, whatever it still sends."""
-        if self._socket.fileno() < 0:
-            return
-        connections = self._connections
-        connections.farewells.stop(self)
-        if self._watched:
-            connections.poller.forget(self._socket.fileno())
-        self._socket.close()
-        connections.gone()
+        self._connections.farewells.stop(self)
+        self._connections.close(self._socket)

@@ -6,8 +6,10 @@ now is accepted later.
 """
 
 import errno
+import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable
 
 from sniproxy.dataplane.arrival import welcome
@@ -77,6 +79,8 @@ class Listener:
         self._last_turn = 0
         self._failures = 0
         self._watched = False
+        self._going_on = False
+        self._lost = False
         self._last_trouble = float("-inf")
         if listening.family in (socket.AF_INET, socket.AF_INET6):
             # Inherited by what is accepted, so that no connection costs a call for it: dead
@@ -91,9 +95,9 @@ class Listener:
 
     def _unwatch(self) -> None:
         if self._watched:
-            self._watched = False
             # The registration would outlive our descriptor as long as somebody else has one.
             self._connections.poller.unwatch(self._socket.fileno())
+            self._watched = False
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a listening socket is only ever readable
         """Accept a batch, larger each time that the queue outlasted the last.
@@ -129,6 +133,9 @@ class Listener:
                 fd, address = accept()
             except BlockingIOError:
                 return
+            except MemoryError:
+                self._lost = True
+                raise
             except OSError as error:
                 self._failures += 1
                 if error.errno in _OF_ONE_CLIENT and self._failures < MOST_FAILURES:
@@ -138,8 +145,13 @@ class Listener:
                     continue
                 self._pause()
                 return
+            try:
+                client = make(family, _STREAM, 0, fd)
+            except Exception:
+                os.close(fd)
+                raise
             self._failures = 0
-            welcome(connections, make(family, _STREAM, 0, fd), address)
+            welcome(connections, client, address)
 
     def _step_back(self) -> None:
         """Go to the end of the row of workers that are woken for a connection."""
@@ -149,8 +161,12 @@ class Listener:
     def look(self) -> None:
         """See what is in the queue, though another worker was woken for it."""
         if self._watched:
+            self._see_to_going_on()
             self._unwatch()
-            self._go_on()
+            try:
+                self._watch()
+            except OSError as error:
+                self._trouble(error)
 
     def _trouble(self, error: OSError) -> None:
         """Log an error of the system, once an episode."""
@@ -161,20 +177,60 @@ class Listener:
 
     def _pause(self) -> None:
         """Leave the poller for a while: it is level-triggered and would report without end."""
+        self._see_to_going_on()
         self._unwatch()
-        self._connections.later(PAUSE, self._go_on)
         if self._crowded is not None:
             self._crowded()
 
-    def _go_on(self) -> None:
-        """Watch again, unless it is closed; where that fails, a little later."""
-        if self._watched or self._socket.fileno() < 0:
-            return
-        try:
-            self._watch()
-        except OSError as error:
-            self._trouble(error)
+    def _see_to_going_on(self) -> None:
+        """Have it watched again after a while, whatever happens: to be done before it is not."""
+        if not self._going_on:
             self._connections.later(PAUSE, self._go_on)
+            self._going_on = True
+
+    def _go_on(self) -> float | None:
+        """Watch again, unless it is closed; where that fails, a little later."""
+        if self._lost:
+            self._close_lost()
+        if not self._watched and self._socket.fileno() >= 0:
+            try:
+                self._watch()
+            except OSError as error:
+                self._trouble(error)
+                return PAUSE
+        self._going_on = False
+        return None
+
+    def _close_lost(self) -> None:
+        """Close a connection that nobody knows: where memory fails between the system call and its
+        answer, ``socket.accept`` forgets the descriptor that it has got."""
+        for fd in self._connections.poller.strangers():
+            try:
+                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    continue
+                # A copy shows what it is, and only the copy is closed with the object.
+                number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            except OSError:
+                continue  # free, or none is left for the copy
+            try:
+                copy = socket.socket(fileno=number)
+            except Exception:
+                os.close(number)
+                raise
+            with copy:
+                lost = self._is_ours(copy)
+            if lost:
+                os.close(fd)
+        self._lost = False
+
+    def _is_ours(self, one: socket.socket) -> bool:
+        """Say whether a socket was accepted from this one."""
+        own = self._socket
+        return (
+            (one.family, one.type) == (own.family, own.type)
+            and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            and _port(one) == _port(own)
+        )
 
     def resume(self) -> None:
         """Never called: what is left in the queue is a new event."""
@@ -192,3 +248,9 @@ class Listener:
         """Stop accepting and close our copy; the socket may live on elsewhere."""
         self._unwatch()
         self._socket.close()
+
+
+def _port(one: socket.socket) -> object:
+    """Give what a listening socket and all that is accepted from it have in common."""
+    name = one.getsockname()
+    return name[1] if isinstance(name, tuple) else name

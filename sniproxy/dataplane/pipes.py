@@ -20,54 +20,68 @@ _NO_SPLICE: Final = frozenset({EPERM, ENOSYS, EINVAL, EOPNOTSUPP})
 
 
 class Pipe:
-    """A pipe and how many bytes are in it."""
+    """A pipe and how many bytes are in it. It closes when nobody has it any more, and is counted
+    in ``pipes`` until then."""
 
-    __slots__ = ("held", "read", "size", "write")
+    __slots__ = ("_pipes", "held", "read", "size", "write")
 
-    def __init__(self) -> None:
-        self.read, self.write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    def __init__(self, pipes: "Pipes | None" = None) -> None:
+        self._pipes: Pipes | None = None
         self.held = 0
+        self.read = self.write = -1
+        self.read, self.write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         except OSError:
             self.size = fcntl.fcntl(self.write, fcntl.F_GETPIPE_SZ)
+        if pipes is not None:
+            pipes.count += 1
+            self._pipes = pipes
 
     def close(self) -> None:
-        os.close(self.read)
-        os.close(self.write)
+        # One by one, and each no more than once, however often this is begun.
+        read, self.read = self.read, -1
+        if read >= 0:
+            os.close(read)
+        write, self.write = self.write, -1
+        if write >= 0:
+            os.close(write)
+        pipes, self._pipes = self._pipes, None
+        if pipes is not None:
+            pipes.count -= 1
+
+    __del__ = close
 
 
 class Pipes:
     """The pipes of the process: at most ``limit``, made when first needed."""
 
-    __slots__ = ("_count", "_idle", "_limit")
+    __slots__ = ("_idle", "_limit", "count")
 
     def __init__(self, limit: int = MAX_PIPES) -> None:
         self._idle: list[Pipe] = []
-        self._count = 0
+        self.count = 0
         self._limit = limit
 
     def take(self) -> Pipe | None:
         """Give an empty pipe, or None where none is to be had: then copy."""
         if self._idle:
             return self._idle.pop()
-        if self._count >= self._limit:
+        if self.count >= self._limit:
             return None
         try:
-            pipe = Pipe()
+            pipe = Pipe(self)
         except OSError:
             return None
         if pipe.size < BULK:
             pipe.close()
             return None
-        self._count += 1
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
         """Take a pipe back: kept if it is empty, else closed with what is in it."""
-        if pipe.held or self._count > self._limit:
+        if pipe.held or self.count > self._limit:
             pipe.close()
-            self._count -= 1
         else:
             self._idle.append(pipe)
 
@@ -81,7 +95,5 @@ class Pipes:
         return error.errno == ENOMEM
 
     def close(self) -> None:
-        for pipe in self._idle:
-            pipe.close()
-        self._count -= len(self._idle)
-        self._idle.clear()
+        while self._idle:
+            self._idle.pop().close()

@@ -1,19 +1,20 @@
-"""The poller: one epoll for the data plane and for asyncio.
+"""The poller: one epoll, and the loop of a process around it.
 
-It is the selector of the asyncio loop. Descriptors of the data plane have a ``Watcher``, which is
-called right where its event arrives; no task, future, transport or handle is made for it. What
-the loop itself has registered (its wake-up socket) is returned to it as any selector does.
-Measured against descriptors given to ``loop.add_reader``, this takes a third off the CPU time of
-a connection (docs/design.md).
+Each descriptor has a ``Watcher``, which is called right where its event arrives; no task, future,
+transport or handle is made for it. Timers are called between events.
+
+Whatever fails in a turn, for want of memory above all, the next one makes good. A watcher that has
+raised is abandoned, again and again until that has worked. An event that may have been lost on its
+way (epoll tells of an edge only once) is made up for by telling every watcher to look.
 """
 
+import functools
 import select
-import selectors
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+from collections.abc import Callable
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from _typeshed import FileDescriptorLike
+from sniproxy.dataplane.timers import Timers
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -22,12 +23,18 @@ HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPR
 """Any of these says: read until nothing is left, no further event will come. A read stops short at
 TCP's urgent byte (EPOLLPRI), though more has arrived behind it."""
 
+RECOVERY = 0.01
+"""Seconds that a turn which has failed leaves to whatever holds the memory."""
+
 _EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+_ANYTHING = READ | WRITE | HANG_UP
 _MAX_EVENTS = 256
+_NESTED = 8
+"""Watchers that can be at work within each other: a listener's arrival ends another, say."""
 
 
 class Watcher(Protocol):
-    """What is called when something happened on a descriptor of the data plane.
+    """What is called when something happened on a descriptor.
 
     An event is a hint and may be stale (the descriptor was closed and used anew within one turn):
     only what a system call on the socket itself says may be believed.
@@ -40,38 +47,39 @@ class Watcher(Protocol):
         """Go on with what the last turn's budget left undone."""
 
     def abandon(self) -> None:
-        """End the connection after an exception that nobody expected."""
+        """End the connection after an exception that nobody expected, wherever that has left it.
+        Called again where it has raised MemoryError."""
 
     def stop(self) -> bool:
         """End the connection since the process ends; say whether it was this watcher's to end."""
 
 
-class Poller(selectors.BaseSelector):
-    """An epoll whose descriptors belong to watchers or else to the asyncio loop.
+class Poller:
+    """An epoll whose descriptors belong to watchers.
 
-    ``fault`` is told of every exception that a watcher raised; the watcher is abandoned.
+    ``fault`` is told of every exception that nobody expected.
     """
 
-    def __init__(self, fault: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, fault: Callable[[Exception], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._epoll = select.epoll()
         self._register = self._epoll.register
-        self._keys: dict[int, selectors.SelectorKey] = {}
         self._watchers: list[Watcher | None] = []
         self._unfinished: dict[Watcher, None] = {}
         self._fault = fault
+        # Those that are still to be abandoned. Made now: to note one must not need memory.
+        self._broken: list[Watcher | None] = [None] * _NESTED
+        self._broken_count = 0
+        self.timers = Timers(clock, fault)
+        self.missed = False
+        """Whether an event may have been lost, or could not be acted on for want of memory."""
         self.turn = 0
         """How often the poller has looked for events."""
 
-    # The data plane.
-
     def watch(self, fd: int, watcher: Watcher, *, write: bool = False) -> None:
         """Register a stream socket, edge-triggered. What is there already counts as an event."""
-        self._register(fd, _EDGES | WRITE if write else _EDGES)
-        try:
-            self._watchers[fd] = watcher
-        except IndexError:
-            self._make_room(fd)
-            self._watchers[fd] = watcher
+        self._enter(fd, watcher, _EDGES | WRITE if write else _EDGES)
 
     def watch_listener(self, fd: int, watcher: Watcher, *, shared: bool) -> None:
         """Register a listening socket, level-triggered: who shares it may leave us the rest.
@@ -79,9 +87,23 @@ class Poller(selectors.BaseSelector):
         Of several workers that have registered it as ``shared``, a connection wakes only one: the
         first that waits, in the order in which they registered.
         """
-        self._register(fd, READ | select.EPOLLEXCLUSIVE if shared else READ)
-        self._make_room(fd)
-        self._watchers[fd] = watcher
+        self._enter(fd, watcher, READ | select.EPOLLEXCLUSIVE if shared else READ)
+
+    def attend(self, fd: int, call: Callable[[], object]) -> None:
+        """Call a function while there is something to be read, until ``unwatch``."""
+        self._enter(fd, _Attendant(self, call), READ)
+
+    def _enter(self, fd: int, watcher: Watcher, events: int) -> None:
+        try:
+            self._watchers[fd] = watcher
+        except IndexError:
+            self._watchers.extend([None] * (fd + 64 - len(self._watchers)))
+            self._watchers[fd] = watcher
+        try:
+            self._register(fd, events)
+        except Exception:
+            self._watchers[fd] = None
+            raise
 
     def replace(self, fd: int, watcher: Watcher) -> None:
         """Hand a registered descriptor to another watcher, at no system call."""
@@ -92,8 +114,10 @@ class Poller(selectors.BaseSelector):
         self._epoll.modify(fd, _EDGES | WRITE if write else _EDGES)
 
     def forget(self, fd: int) -> None:
-        """Drop the watcher of a descriptor that is closed next (closing leaves the epoll)."""
-        self._watchers[fd] = None
+        """Drop the watcher of a descriptor, if it has one, that is closed next (closing leaves the
+        epoll)."""
+        if 0 <= fd < len(self._watchers):
+            self._watchers[fd] = None
 
     def unwatch(self, fd: int) -> None:
         """Unregister a descriptor that stays open, here or in another process."""
@@ -108,16 +132,38 @@ class Poller(selectors.BaseSelector):
         """List all watchers that have a descriptor now."""
         return [watcher for watcher in self._watchers if watcher is not None]
 
-    def _make_room(self, fd: int) -> None:
-        watchers = self._watchers
-        watchers.extend([None] * (fd + 64 - len(watchers)))
+    def strangers(self) -> list[int]:
+        """List the numbers, of descriptors or free, that have no watcher; all others are above."""
+        return [fd for fd, watcher in enumerate([*self._watchers, *[None] * 64]) if watcher is None]
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Serve the data plane's events; return the loop's own. ``timeout`` in seconds."""
-        if self._unfinished or (timeout is not None and timeout < 0):
-            timeout = 0
+    # The loop.
+
+    def run(self, over: Callable[[], bool]) -> None:
+        """Take turns until ``over``, which is asked before each, says so."""
+        failures: list[Exception | None] = [None]
+        while True:
+            try:
+                if self.missed:
+                    time.sleep(RECOVERY)
+                    failure, failures[0] = failures[0], None
+                    if failure is not None:
+                        self._fault(failure)
+                if over():
+                    return
+                self.select()
+            except Exception as error:  # of the turn itself: the next one makes it good
+                self.missed = True
+                failures[0] = error
+
+    def select(self, timeout: float | None = None) -> None:
+        """Take one turn: wait for events for at most ``timeout`` seconds, serve them, and call what
+        is due."""
+        if self._broken_count:
+            self._mend()
+        if self.missed:
+            self._look_everywhere()
+        timeout = 0 if self._unfinished else self.timers.wait(timeout)
         self.turn += 1
-        of_the_loop: list[tuple[selectors.SelectorKey, int]] = []
         watchers = self._watchers
         for fd, mask in self._epoll.poll(timeout, _MAX_EVENTS):
             watcher = watchers[fd]
@@ -125,53 +171,79 @@ class Poller(selectors.BaseSelector):
                 try:
                     watcher.ready(mask)
                 except Exception as error:  # one connection ends here, no more
-                    self._abandon(watcher, error)
-            elif fd in self._keys:
-                key = self._keys[fd]
-                events = (mask & ~WRITE and selectors.EVENT_READ) | (
-                    mask & ~READ and selectors.EVENT_WRITE
-                )
-                if events & key.events:
-                    of_the_loop.append((key, events & key.events))
+                    # Nothing of these two can fail.
+                    self._broken[self._broken_count] = watcher
+                    self._broken_count += 1
+                    self._mend(error)
         if self._unfinished:
             turn, self._unfinished = self._unfinished, {}
             for watcher in turn:
-                try:
-                    watcher.resume()
-                except Exception as error:  # as above
-                    self._abandon(watcher, error)
-        return of_the_loop
+                self.guard(watcher, watcher.resume)
+        self.timers.run()
 
-    def _abandon(self, watcher: Watcher, error: Exception) -> None:
-        self._fault(error)
+    def guard(self, watcher: Watcher, act: Callable[[], object]) -> None:
+        """Do something of a watcher's: what it raises is the end of that one, and no more."""
         try:
-            watcher.abandon()
-        except Exception as another:  # as above
-            self._fault(another)
+            act()
+        except Exception as error:  # one connection ends here, no more
+            self._broken[self._broken_count] = watcher
+            self._broken_count += 1
+            self._mend(error)
 
-    # The loop's side: selectors.BaseSelector, for the few descriptors of asyncio itself.
+    def _mend(self, error: Exception | None = None) -> None:
+        """Abandon those that have raised. MemoryError goes through, to the end of this turn: until
+        they have been, nothing else is served."""
+        while self._broken_count:
+            watcher = self._broken[self._broken_count - 1]
+            try:
+                if watcher is not None:
+                    watcher.abandon()
+            except MemoryError:
+                raise
+            except Exception as another:  # as it is, it must do
+                self._fault(another)
+            self._broken_count -= 1
+            self._broken[self._broken_count] = None
+        if error is not None:
+            self._fault(error)
 
-    def register(
-        self, fileobj: "FileDescriptorLike", events: int, data: Any = None
-    ) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        bits = (events & selectors.EVENT_READ and READ) | (events & selectors.EVENT_WRITE and WRITE)
-        self._epoll.register(fd, bits)
-        self._make_room(fd)
-        key = self._keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
-        return key
-
-    def unregister(self, fileobj: "FileDescriptorLike") -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        key = self._keys.pop(fd)
-        self._epoll.unregister(fd)
-        return key
-
-    def get_map(self) -> Mapping["FileDescriptorLike", selectors.SelectorKey]:
-        return self._keys  # type: ignore[return-value]  # asyncio registers plain descriptors
+    def _look_everywhere(self) -> None:
+        """Tell every watcher what might have happened."""
+        self.missed = False
+        watchers = self._watchers
+        for fd in range(len(watchers)):
+            watcher = watchers[fd]
+            if watcher is not None:
+                self.guard(watcher, functools.partial(watcher.ready, _ANYTHING))
 
     def close(self) -> None:
         self._epoll.close()
-        self._keys.clear()
         self._watchers.clear()
         self._unfinished.clear()
+
+
+class _Attendant:
+    """A watcher that only calls a function."""
+
+    __slots__ = ("_call", "_poller")
+
+    def __init__(self, poller: Poller, call: Callable[[], object]) -> None:
+        self._poller = poller
+        self._call = call
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 - it can only be read
+        try:
+            self._call()
+        except MemoryError:
+            # It may have been read already, and is no event any more.
+            self._poller.missed = True
+            raise
+
+    def resume(self) -> None:
+        """Never called: what is left is a new event."""
+
+    def abandon(self) -> None:
+        """Go on: there is nothing else that would read this."""
+
+    def stop(self) -> bool:
+        return False

@@ -10,6 +10,7 @@ This is the hot path and is written for speed. Per direction the cheapest way wa
 pipe, at a third of the cost of the copy.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
@@ -17,7 +18,8 @@ from typing import Final, Protocol
 
 from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, HANG_UP, READ, WRITE, Poller
-from sniproxy.dataplane.sweep import Later, Sweep
+from sniproxy.dataplane.sweep import Sweep
+from sniproxy.dataplane.timers import Later
 
 BUFFER_SIZE: Final = 256 * 1024
 """Bytes of one read, and so the most that a connection may have waiting in each direction."""
@@ -83,8 +85,8 @@ class Relay:
         """Start relaying between two connected sockets, both handed over.
 
         ``watched`` says that the poller has the client already; then its events up to now are
-        gone, and it must be pumped. Raises OSError where the poller can't take both; then the
-        backend is closed.
+        gone, and it must be pumped. Raises OSError where the poller can't take both; then, as after
+        any other exception, the backend is closed.
         """
         client_end = End(self, client, record, True)
         backend_end = End(self, backend, record, False)
@@ -92,16 +94,13 @@ class Relay:
         backend_end.peer = client_end
         try:
             self.poller.watch(backend.fileno(), backend_end)
-            try:
-                if watched:
-                    self.poller.replace(client.fileno(), client_end)
-                else:
-                    self.poller.watch(client.fileno(), client_end)
-            except OSError:
-                self.poller.forget(backend.fileno())
-                raise
-        except OSError:
+            if watched:
+                self.poller.replace(client.fileno(), client_end)
+            else:
+                self.poller.watch(client.fileno(), client_end)
+        except Exception:
             # The client is still the caller's.
+            self.poller.forget(backend.fileno())
             backend.close()
             del client_end.peer, backend_end.peer
             raise
@@ -122,11 +121,11 @@ class Relay:
             if last is None or last[0] != moved:
                 self.half_closed[end] = (moved, now)
             elif now - last[1] >= HALF_CLOSED_IDLE:
-                self.end(end.client(), "idle")
+                self.poller.guard(end, functools.partial(self.end, end.client(), "idle"))
         return bool(self.half_closed)
 
     def end(self, client: "End", how: str) -> None:
-        """Close the backend's side and hand the client's on."""
+        """Close the backend's side and hand the client's on. Begun again, it goes on."""
         backend = client.peer
         sending = client.ended != FINISHED and how != "reset_by_client"
         for end in (client, backend):
@@ -135,14 +134,12 @@ class Relay:
                 self.half_closed.pop(end, None)
             end.ended = OVER
             end.unsent = None
-            if end.pipe is not None:
-                self.pipes.give_back(end.pipe)
-                end.pipe = None
+            end.drop_pipe()
         self.poller.forget(backend.socket.fileno())
         backend.socket.close()
+        self._ended(client, how, backend.moved, sending)
         # The two ends hold each other; without this they would wait for the garbage collector.
         del client.peer, backend.peer
-        self._ended(client, how, backend.moved, sending)
 
 
 class End:
@@ -228,7 +225,7 @@ class End:
             self.pump(True)
 
     def abandon(self) -> None:
-        if self.ended != OVER:
+        if hasattr(self, "peer"):  # not over, or not wholly
             self.relay.end(self.client(), "fault")
 
     def stop(self) -> bool:
@@ -363,8 +360,7 @@ class End:
         if self.pipe is not None:
             if not self.drain(self.pipe, target.fileno()):
                 return
-            self.relay.pipes.give_back(self.pipe)
-            self.pipe = None
+            self.drop_pipe()
         elif self.unsent is not None:
             try:
                 sent = target.send(self.unsent, _DONT_WAIT)
@@ -382,6 +378,12 @@ class End:
         self.reading = True
         # The events that came meanwhile were passed over.
         self.pump(True)
+
+    def drop_pipe(self) -> None:
+        """Give a pipe back that was held: never twice."""
+        pipe, self.pipe = self.pipe, None
+        if pipe is not None:
+            self.relay.pipes.give_back(pipe)
 
     # The ends of this direction, and of the connection.
 
@@ -414,9 +416,7 @@ class End:
         self.reading = False
         self.ended = SEVERED
         self.unsent = None
-        if self.pipe is not None:
-            self.relay.pipes.give_back(self.pipe)
-            self.pipe = None
+        self.drop_pipe()
         if peer.ended:
             self.relay.end(self.client(), peer.gone())
             return

@@ -1,4 +1,4 @@
-"""Timers that run only while somebody owes us something.
+"""Sweeps, which run only while somebody owes us something.
 
 A ``Countdown`` holds what must happen within one fixed time, oldest first; a ``Sweep`` looks at
 such things now and then, coarsely, and stops by itself. So no connection has a timer of its own,
@@ -9,8 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-Later = Callable[[float, Callable[[], None]], object]
-"""Call a function after so many seconds: ``loop.call_later``."""
+from sniproxy.dataplane.timers import Later
 
 T = TypeVar("T")
 
@@ -18,27 +17,32 @@ T = TypeVar("T")
 class Sweep:
     """Call ``sweep`` every ``interval`` seconds from ``wake`` on, for as long as it says True."""
 
-    __slots__ = ("_interval", "_later", "_sweep", "running")
+    __slots__ = ("_interval", "_later", "_sweep", "_woken", "running")
 
     def __init__(self, later: Later, interval: float, sweep: Callable[[], bool]) -> None:
         self._later = later
         self._interval = interval
         self._sweep = sweep
+        self._woken = False
         self.running = False
 
     def wake(self) -> None:
+        self._woken = True
         if not self.running:
-            self.running = True
             self._later(self._interval, self._run)
+            self.running = True
 
-    def _run(self) -> None:
+    def _run(self) -> float | None:
+        self._woken = False
+        if self._sweep() or self._woken:
+            return self._interval
         self.running = False
-        if self._sweep():
-            self.wake()
+        return None
 
 
 class Countdown(Generic[T]):
-    """Items that each have ``seconds`` from their start until ``expire`` is called with them."""
+    """Items that each have ``seconds`` from their start until ``expire`` is called with them: again
+    where it has raised."""
 
     __slots__ = ("_deadlines", "_expire", "_seconds")
 
@@ -66,6 +70,6 @@ class Countdown(Generic[T]):
             item, deadline = next(iter(self._deadlines.items()))
             if deadline > now:
                 break
-            del self._deadlines[item]
             self._expire(item)
+            self._deadlines.pop(item, None)
         return bool(self._deadlines)

@@ -9,7 +9,7 @@ own, whatever the name.
 from bisect import bisect_left, insort
 from typing import Protocol
 
-from sniproxy.dataplane.sweep import Later
+from sniproxy.dataplane.timers import Later
 
 FIRST_RETRY = 0.001
 LONGEST_RETRY = 0.050
@@ -42,7 +42,10 @@ class Lines(dict[str, "Line"]):
     def join(self, name: str, waiter: Waiter) -> None:
         line = self.get(name)
         if line is None:
-            line = self[name] = Line(self, name, self._later)
+            # Its timer first: without one nobody would ever be tried.
+            line = Line(self, name)
+            self._later(FIRST_RETRY, line.run)
+            self[name] = line
         line.join(waiter)
 
     def leave(self, name: str, waiter: Waiter) -> None:
@@ -58,15 +61,13 @@ class Line:
     So the first is also the first whose time is up, and it is enough to try the first.
     """
 
-    __slots__ = ("_later", "_lines", "_name", "_pause", "_waiters")
+    __slots__ = ("_lines", "_name", "_pause", "_waiters")
 
-    def __init__(self, lines: Lines, name: str, later: Later) -> None:
+    def __init__(self, lines: Lines, name: str) -> None:
         self._lines = lines
         self._name = name
-        self._later = later
-        self._pause = FIRST_RETRY
+        self._pause = 2 * FIRST_RETRY
         self._waiters: list[Waiter] = []
-        self._try_later()
 
     def join(self, waiter: Waiter) -> None:
         insort(self._waiters, waiter, key=_accepted_at)
@@ -80,26 +81,24 @@ class Line:
                 return
             place += 1
 
-    def _try(self) -> None:
+    def run(self) -> float | None:
+        """Try those that wait; give the seconds to the next try, None where nobody is left."""
         for _ in range(TRIES_A_TURN):
             if not self._waiters:
-                del self._lines[self._name]
-                return
+                self._lines.pop(self._name, None)
+                return None
             first = self._waiters[0]
             name = first.attempt()
             if name == self._name:
-                self._try_later()
-                return
-            self.leave(first)
+                pause = self._pause
+                self._pause = min(2 * pause, LONGEST_RETRY)
+                return pause
             if name is None:
                 self._pause = FIRST_RETRY
             else:
                 self._lines.join(name, first)
-        self._later(0, self._try)
-
-    def _try_later(self) -> None:
-        self._later(self._pause, self._try)
-        self._pause = min(2 * self._pause, LONGEST_RETRY)
+            self.leave(first)
+        return 0
 
 
 def _accepted_at(waiter: Waiter) -> float:

@@ -79,7 +79,7 @@ class Log:
         self._clock = clock
         self._backlog: deque[bytes] = deque()
         self.on_backlog: Callable[[], None] = lambda: None
-        """Called when lines had to wait: ``flush`` wants to be called a little later."""
+        """Called for each line that has to wait: ``flush`` wants to be called a little later."""
 
     def error(self, event: str, **fields: object) -> None:
         """Log that the process can't do what it is for."""
@@ -135,8 +135,8 @@ class Log:
         self._backlog.append(line)
         if len(self._backlog) == 1:
             self.flush()
-            if self._backlog:
-                self.on_backlog()
+        if self._backlog:
+            self.on_backlog()
 
     def flush(self) -> bool:
         """Write what waits; say whether anything still does."""

@@ -21,6 +21,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._socket = end
+        self._received: bytes | None = None
 
     @staticmethod
     def pair() -> "tuple[Channel, Channel]":
@@ -51,14 +52,22 @@ class Channel:
             self._socket.shutdown(socket.SHUT_WR)
 
     def receive(self) -> Message | None:
-        """Give the next message, None when the other end has gone. Raises BlockingIOError."""
-        try:
-            data = self._socket.recv(_MAX_MESSAGE)
-        except BlockingIOError:
-            raise
-        except OSError:
+        """Give the next message, None when the other end has gone. Raises BlockingIOError.
+
+        The same is given again until it was ``done``.
+        """
+        if self._received is None:
+            try:
+                self._received = self._socket.recv(_MAX_MESSAGE)
+            except BlockingIOError:
+                raise
+            except OSError:
+                return None
+        if not self._received:
             return None
-        if not data:
-            return None
-        message: Message = marshal.loads(data)  # noqa: S302 - our own other half wrote it
+        message: Message = marshal.loads(self._received)  # noqa: S302 - our own half wrote it
         return message
+
+    def done(self) -> None:
+        """Forget the message that was received, now that it has been acted on."""
+        self._received = None

@@ -1,15 +1,13 @@
 """One process that proxies: its loop, its connections, and how it stops.
 
-asyncio keeps the loop, the signals and the timers; connections live in its selector (``Poller``)
-and never meet it. Whether the process is the only one or a worker among others is not known here:
-who started the server says what becomes of its reports, and calls ``stop``.
+Whether the process is the only one or a worker among others is not known here: who started the
+server says what becomes of its reports, and calls ``stop``.
 """
 
-import asyncio
 import functools
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from socket import socket
 
 from sniproxy.dataplane.connections import Connections, Report
@@ -45,31 +43,30 @@ class Server:
         self._log = log
         self._report = report
         self.stopping = False
-        self._poller = Poller(self._fault)
-        self.loop = asyncio.SelectorEventLoop(self._poller)
-        self.loop.set_exception_handler(self._loop_fault)
+        self._reason = ""
+        """Why it is stopping, as long as that is still to be acted on."""
+        self._over = False
+        self.poller = Poller(self._fault)
+        later = self.poller.timers.later
         self._connections = Connections(
-            self._poller, hosts, log, time.monotonic, self.loop.call_later, report, part, workers
+            self.poller, hosts, log, time.monotonic, later, report, part, workers
         )
-        self._connections.idle = self._idle
         crowded = functools.partial(report, CROWDED) if workers > 1 else None
         self._listeners = [Listener(one, self._connections, crowded) for one in listening]
-        log.on_backlog = Sweep(self.loop.call_later, FLUSH, log.flush).wake
+        log.on_backlog = Sweep(later, FLUSH, log.flush).wake
 
     def run(self) -> None:
-        """Serve until the loop has been stopped: by ``stop``, when the last connection is over."""
+        """Serve until it was stopped, and the last connection is over."""
         # What was made up to now lives as long as the process: the collector need not look at it.
         gc.collect()
         gc.freeze()
-        self.loop.run_forever()
+        self.poller.run(self._stopped)
 
     def close(self) -> None:
-        """Report the last things. Signals must not reach the loop any more."""
-        self._close_listeners()
-        self._connections.report_refusals()
-        self._report("exit", accepted=self._connections.totals.accepted)
+        """Give back what a server holds. Signals must not reach the loop any more."""
         self._log.flush()
-        self.loop.close()
+        self._connections.relay.pipes.close()
+        self.poller.close()
 
     def look(self) -> None:
         """Accept what another worker was woken for and can't take."""
@@ -85,41 +82,40 @@ class Server:
         Asked for again, it changes nothing."""
         if self.stopping:
             return
+        self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
+        # From here on it is asked for: what is still to be done is done by the loop.
+        self._reason = reason
         self.stopping = True
-        self._close_listeners()
-        left = self._connections.totals.open
-        self._report("stop", reason=reason, open=left)
-        if left:
-            self.loop.call_later(DRAIN, self._close_connections, "out_of_time")
-        else:
-            self.loop.stop()
 
     def stop_now(self, reason: str) -> None:
         """Close everything."""
-        self.stopping = True
         self._close_listeners()
         self._close_connections(reason)
+        self._reason = ""
+        self.stopping = True
+
+    def _stopped(self) -> bool:
+        """Do what is to be done about a stop, between two turns; say whether it is the end."""
+        if self._reason:
+            self._close_listeners()
+            self._report("stop", reason=self._reason, open=self._connections.totals.open)
+            self._reason = ""
+        if not self._over and not (self.stopping and not self._connections.totals.open):
+            return False
+        self._close_listeners()
+        self._connections.report_refusals()
+        self._report("exit", accepted=self._connections.totals.accepted)
+        return True
 
     def _close_connections(self, reason: str) -> None:
         closed = self._connections.close_all()
         self._report("connections_closed", count=closed, reason=reason)
-        self.loop.stop()
-
-    def _idle(self) -> None:
-        if self.stopping:
-            self.loop.stop()
+        self._over = True
 
     def _close_listeners(self) -> None:
         while self._listeners:
-            self._listeners.pop().close()
+            self._listeners[-1].close()
+            self._listeners.pop()
 
     def _fault(self, error: Exception) -> None:
         self._connections.fault(error)
-
-    def _loop_fault(self, _loop: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
-        """Log what asyncio would print with a traceback."""
-        error = context.get("exception")
-        if isinstance(error, Exception):
-            self._fault(error)
-        else:
-            self._log.error("unexpected_error", error=context.get("message"))

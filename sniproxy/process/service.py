@@ -5,6 +5,7 @@ standard error, the working directory. One process serves by itself; of several 
 the supervisor and each of the others, forked from it, a worker.
 """
 
+import contextlib
 import functools
 import gc
 import os
@@ -125,7 +126,7 @@ def _workers(hosts: Hosts) -> int:
 
 def _handle_signals(server: Server, log: Log, stopping: Callable[[], None]) -> SignalHandlers:
     """Have the only process act on signals, also on those that whoever started us had blocked."""
-    handlers = SignalHandlers(server.loop)
+    handlers = SignalHandlers(server.poller)
 
     def stop(number: signal.Signals) -> None:
         if server.stopping:
@@ -144,10 +145,10 @@ def _handle_signals(server: Server, log: Log, stopping: Callable[[], None]) -> S
 
 def _run_alone(server: Server, handlers: SignalHandlers) -> None:
     """Serve in the only process."""
-    try:
-        server.run()
-    finally:
-        # One more signal must not find the loop half closed: it would print a traceback.
+    server.run()
+    # What can't be given back for want of memory, the kernel takes: this is the end.
+    with contextlib.suppress(MemoryError):
+        # One more signal must not find the loop half closed.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         handlers.close()
         server.close()
@@ -176,9 +177,9 @@ def _work(
         except BlockingIOError:
             return
         if message is None:
-            server.loop.remove_reader(channel.fileno())
-            log.warning("supervisor_gone", pid=os.getpid())
             server.stop("supervisor_gone")
+            server.poller.unwatch(channel.fileno())
+            log.warning("supervisor_gone", pid=os.getpid())
             return
         event, fields = message
         if event == supervisor.SUMS:
@@ -189,13 +190,12 @@ def _work(
             server.stop(str(fields["reason"]))
         else:
             server.stop_now(str(fields["reason"]))
+        channel.done()
 
-    server.loop.add_reader(channel.fileno(), receive)
+    server.poller.attend(channel.fileno(), receive)
     report(supervisor.READY)
-    try:
-        server.run()
-    finally:
-        server.loop.remove_reader(channel.fileno())
+    server.run()
+    with contextlib.suppress(MemoryError):  # as above
         server.close()
         channel.close()
 

@@ -1,48 +1,74 @@
 """Signals: which ones the proxy acts on, and how its loop hears of them.
 
-Not by ``loop.add_signal_handler``: there each signal is a byte in a socket, and when somebody sends
-more of them than it holds, Python complains on standard error, past the log, and the byte that is
-lost may be the one that was to stop us. Here the bytes only wake the loop, so none is missed.
+Python writes the number of each signal into a pipe, without needing memory for it. What it calls
+besides, between two steps of whatever runs, may fail for want of memory, so that this only keeps
+the pipe from getting full: what counts is what was in it.
 """
 
-import asyncio
 import os
 import signal
 from collections.abc import Callable
 
+from sniproxy.dataplane.poller import Poller
+
 SIGNALS = frozenset({signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD})
 """All that any of our processes acts on."""
 
-_WAKE_UPS = 4096
-"""Bytes read at once."""
+_NOTHING = 0
+"""No signal has this number."""
 
 
 class SignalHandlers:
-    """The handlers of the process, which run in ``loop``."""
+    """The handlers of the process, which run in the loop of ``poller``."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._acts: dict[int, Callable[[], object]] = {}
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # A signal may come when Python has looked for the last time before it waits; then only
-        # what the wait itself sees ends it. A full pipe does as well as one more byte.
+        # All that is needed to note a signal: nothing is made for it when it comes.
+        self._came = [False] * signal.NSIG
+        self._number = bytearray(1)
+        self._buffers = [self._number]
+        self._reading = False
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        loop.add_reader(self._read, self._empty)
+        poller.attend(self._read, self._act)
 
-    def handle(self, number: signal.Signals, act: Callable[[], None]) -> None:
-        """Have ``act`` called after a signal, once for those that came at the same time."""
-
-        def tell(_number: int, _frame: object) -> None:
-            # Called by Python between two steps of whatever runs.
-            self._loop.call_soon_threadsafe(act)
-
-        signal.signal(number, tell)
+    def handle(self, number: signal.Signals, act: Callable[[], object]) -> None:
+        """Have ``act`` called after a signal, once for those that came at the same time; again
+        where it has raised MemoryError."""
+        self._acts[int(number)] = act
+        signal.signal(number, self._tell)
 
     def close(self) -> None:
         """Give the pipe back, before the loop is closed. The signals must be blocked or ignored."""
         signal.set_wakeup_fd(-1)
-        self._loop.remove_reader(self._read)
+        self._poller.forget(self._read)
         os.close(self._read)
         os.close(self._write)
 
-    def _empty(self) -> None:
-        os.read(self._read, _WAKE_UPS)
+    def _tell(self, _number: int, _frame: object) -> None:
+        """Called by Python: make room in the pipe for those that come before the loop's turn."""
+        if not self._reading:
+            self._take()
+            os.write(self._write, b"\0")  # the loop is still to be woken
+
+    def _act(self) -> None:
+        self._take()
+        for number, act in self._acts.items():
+            if self._came[number]:
+                act()
+                self._came[number] = False
+
+    def _take(self) -> None:
+        """Note all signals that are in the pipe."""
+        self._reading = True
+        try:
+            while os.readv(self._read, self._buffers):
+                self._came[self._number[0]] = True
+        except BlockingIOError:
+            pass
+        finally:
+            # One that was read when a handler failed has not been noted yet.
+            self._came[self._number[0]] = True
+            self._number[0] = _NOTHING
+            self._reading = False

@@ -5,14 +5,14 @@ started anew. It passes signals on, and makes one line of what the workers repor
 to signals, because a service manager may send the same one to every process there is; a worker is
 told over its channel. A worker whose channel has ended finishes on its own.
 
-Processes are forked between two runs of the loop and never inside it: a worker goes its own way
-without a loop of its parent's on its stack.
+Processes are forked between two turns of the loop: a worker leaves it at once. What is to be done
+is read from what there is (a number without a worker, a question that nobody is awaited for) and
+not from an event that says so only once, so that what has failed for want of memory is done later.
 """
 
-import asyncio
+import contextlib
 import functools
 import os
-import selectors
 import signal
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.listener import PAUSE
+from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.process.channel import Channel, Fields
@@ -50,21 +51,21 @@ class _Worker:
     """A worker process as the supervisor sees it."""
 
     number: int
-    pid: int
     channel: Channel
     started: float
     """Seconds of the monotonic clock, as the next."""
     told_to_look: float = float("-inf")
+    pid: int = NOBODY
+    code: int | None = None
+    """How it ended, as far as that is known."""
 
 
 @dataclass(slots=True)
 class _Question:
-    """An event that several workers report: what they said so far, who has not said it yet, and
-    the end of the time that they have for it."""
+    """An event that several workers report: what they said so far, and who is still awaited."""
 
     awaited: set[int]
     fields: Fields = field(default_factory=dict)
-    deadline: asyncio.TimerHandle | None = None
 
 
 class Supervisor:
@@ -81,21 +82,22 @@ class Supervisor:
         self._log = log
         self._ready = ready
         self._when_stopping = stopping
-        # The poll selector: nothing of it is shared with the workers, as an epoll would be.
-        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
-        self._loop.set_exception_handler(lambda _loop, context: self._fault(context))
-        log.on_backlog = Sweep(self._loop.call_later, FLUSH, log.flush).wake
+        self._poller = Poller(self._fault)
+        self._later = self._poller.timers.later
+        log.on_backlog = Sweep(self._later, FLUSH, log.flush).wake
         self._workers: dict[int, _Worker] = {}
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
         self._questions: dict[str, _Question] = {READY: _Question(set(range(count)))}
         self._refused: Fields = {}
-        self._refusals = Sweep(self._loop.call_later, REFUSALS_REPORT, self._report_refusals)
+        self._refusals = Sweep(self._later, REFUSALS_REPORT, self._report_refusals)
         self._stopping = False
-        self._over = False
+        self._reason = ""
+        """Why it is stopping, as long as workers are still to be told."""
+        self._of_a_worker: Channel | None = None
         # From here on signals wait for ``run``.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._handlers = SignalHandlers(self._loop)
+        self._handlers = SignalHandlers(self._poller)
         for number in (signal.SIGHUP, signal.SIGTERM):
             self._handlers.handle(number, functools.partial(self._stop, number))
         self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
@@ -105,84 +107,112 @@ class Supervisor:
     def run(self) -> Channel | None:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
         there signals are ignored and nothing of the supervisor is left but the log."""
-        while not self._over:
-            while self._to_fork and not self._stopping:
-                channel = self._fork(self._to_fork.pop(0))
-                if channel is not None:
-                    return channel
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            self._loop.run_forever()
-            # One more signal must find neither the loop half closed nor a fork half done.
+        self._poller.run(self._turned)
+        if self._of_a_worker is not None:
+            return self._of_a_worker
+        # What can't be given back for want of memory, the kernel takes: this is the end.
+        with contextlib.suppress(MemoryError):
+            # One more signal must not find the loop half closed.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._report_refusals()
-        for event in ("connections_closed", "exit"):
-            fields = self._questions[event].fields
-            if fields:
-                self._log.info(event, **fields)
-        self._log.flush()
-        self._handlers.close()
-        self._loop.close()
+            self._report_refusals()
+            for event in ("connections_closed", "exit"):
+                fields = self._questions[event].fields
+                if fields:
+                    self._log.info(event, **fields)
+            self._log.flush()
+            self._handlers.close()
+            self._poller.close()
         return None
+
+    def _turned(self) -> bool:
+        """Do what is to be done between two turns; say whether that was the last."""
+        if self._reason:
+            self._begin_to_stop()
+            self._ask(STOP, reason=self._reason)
+            self._reason = ""
+        if self._to_fork and not self._stopping:
+            # A signal must not find a fork half done.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            while self._to_fork:
+                self._of_a_worker = self._fork(self._to_fork[0])
+                if self._of_a_worker is not None:
+                    return True
+                del self._to_fork[0]
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for event, question in list(self._questions.items()):
+            if not question.awaited:
+                self._conclude(event, question)
+        return self._stopping and not self._workers
 
     # Workers.
 
     def _fork(self, number: int) -> Channel | None:
         """Start worker ``number``; give its channel in it."""
+        if number in self._workers:  # half made
+            self._let_go(self._workers[number])
         try:
             ours, theirs = Channel.pair()
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                theirs.close()
-                raise
-        except OSError as error:
-            self._log.error("no_worker", worker=number, error=error.strerror or error)
+            # All is made before there is a process: none may be without a parent that knows it.
+            worker = _Worker(number, ours, time.monotonic())
+            self._workers[number] = worker
+            self._poller.attend(ours.fileno(), functools.partial(self._receive, worker))
+            worker.pid = os.fork()
+        except (OSError, MemoryError) as error:
+            # Should there be a process all the same, its channel ends, and so does it.
+            if number in self._workers:
+                self._let_go(self._workers[number])
+            said = error.strerror if isinstance(error, OSError) else None
+            self._log.error("no_worker", worker=number, error=said or type(error).__name__)
             self._fork_later(number)
             return None
-        if pid:
+        if worker.pid:
             theirs.close()
-            worker = _Worker(number, pid, ours, time.monotonic())
-            self._workers[number] = worker
-            self._loop.add_reader(ours.fileno(), self._receive, worker)
             return None
-        ours.close()
-        for sibling in self._workers.values():
-            # With a copy of ours open, the sibling would not see the supervisor go.
-            sibling.channel.close()
+        try:
+            self._forsake()
+        except BaseException:  # nothing of the supervisor may go on in a second process
+            os._exit(1)
+        return theirs
+
+    def _forsake(self) -> None:
+        """Close, in a worker that was just forked, what is the supervisor's."""
+        for one in self._workers.values():
+            # With a copy of ours open, a sibling would not see the supervisor go.
+            one.channel.close()
         self._handlers.close()
-        self._loop.close()
-        for one in SIGNALS - {signal.SIGCHLD}:
-            signal.signal(one, signal.SIG_IGN)
+        self._poller.close()
+        for number in SIGNALS - {signal.SIGCHLD}:
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._log.forsake()
-        return theirs
 
     def _fork_later(self, number: int) -> None:
         pause = self._pauses[number]
+        self._later(pause, functools.partial(self._fork_now, number))
         self._pauses[number] = min(2 * pause, LONGEST_PAUSE)
-        self._loop.call_later(pause, self._fork_now, number)
 
     def _fork_now(self, number: int) -> None:
-        if not self._stopping:
+        if number not in self._workers and number not in self._to_fork:
             self._to_fork.append(number)
-            self._loop.stop()
 
     def _reap(self) -> None:
         """See which workers have ended."""
         for worker in list(self._workers.values()):
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if pid:
-                self._ended(worker, os.waitstatus_to_exitcode(status))
+            try:
+                pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # it was told once already, and memory failed
+            else:
+                if not pid:
+                    continue
+                worker.code = os.waitstatus_to_exitcode(status)
+            self._ended(worker)
 
-    def _ended(self, worker: _Worker, code: int) -> None:
+    def _ended(self, worker: _Worker) -> None:
         while self._receive(worker):
             pass
-        self._loop.remove_reader(worker.channel.fileno())
-        worker.channel.close()
-        del self._workers[worker.number]
-        if not self._stopping or code:
+        if not self._stopping or worker.code:
             if time.monotonic() - worker.started > LONGEST_PAUSE:
                 self._pauses[worker.number] = FIRST_PAUSE
             again = "never" if self._stopping else self._pauses[worker.number]
@@ -190,16 +220,27 @@ class Supervisor:
                 "worker_died",
                 worker=worker.number,
                 pid=worker.pid,
-                how=_how(code),
+                how="unknown" if worker.code is None else _how(worker.code),
                 again_in_seconds=again,
             )
-        for event in self._questions.keys() - {READY}:
-            self._answered(event, worker.number)
+        for event, question in self._questions.items():
+            if event != READY:
+                question.awaited.discard(worker.number)
         if not self._stopping:
             self._fork_later(worker.number)
-        elif not self._workers:
-            self._over = True
-            self._loop.stop()
+        self._let_go(worker)
+
+    def _let_go(self, worker: _Worker) -> None:
+        """Close the channel to a worker that is gone, and know it no more."""
+        self._hear_no_more(worker)
+        worker.channel.close()
+        self._workers.pop(worker.number, None)
+
+    def _hear_no_more(self, worker: _Worker) -> None:
+        # Nothing but this takes it out of the epoll while a worker just forked has a copy.
+        with contextlib.suppress(OSError):
+            self._poller.unwatch(worker.channel.fileno())
+        self._poller.forget(worker.channel.fileno())
 
     # What workers say.
 
@@ -211,17 +252,27 @@ class Supervisor:
             return False
         if message is None:
             # It is ending; until it has, there is nothing more to be read.
-            self._loop.remove_reader(worker.channel.fileno())
+            self._hear_no_more(worker)
             return False
         event, fields = message
+        # What can fail comes before the message is done, what is counted after it: once.
         if event == "refused":
-            _add(self._refused, fields)
             self._refusals.wake()
-        elif event == CROWDED:
+            refused = _sum(self._refused, fields)
+            worker.channel.done()
+            self._refused = refused
+            return True
+        if event == CROWDED:
             self._have_others_look(worker)
         elif event in self._questions:
-            _add(self._questions[event].fields, fields)
-            self._answered(event, worker.number)
+            question = self._questions[event]
+            if not question.awaited.isdisjoint((worker.number, NOBODY)):
+                said = _sum(question.fields, fields)
+                worker.channel.done()
+                question.fields = said
+                question.awaited.discard(worker.number)
+                return True
+        worker.channel.done()
         return True
 
     def _have_others_look(self, worker: _Worker) -> None:
@@ -232,18 +283,8 @@ class Supervisor:
                 other.told_to_look = now
                 _tell(other, LOOK)
 
-    def _answered(self, event: str, number: int) -> None:
-        question = self._questions[event]
-        if number in question.awaited:
-            question.awaited.remove(number)
-            if not question.awaited:
-                self._conclude(event)
-
-    def _conclude(self, event: str) -> None:
+    def _conclude(self, event: str, question: _Question) -> None:
         """Act on what all workers have said, or on what some have said in time."""
-        question = self._questions.pop(event)
-        if question.deadline is not None:
-            question.deadline.cancel()
         if event == READY:
             self._ready()
         elif event == SUMS:
@@ -251,19 +292,19 @@ class Supervisor:
             self._log.reply(event, **question.fields)
         else:
             self._log.info(event, **question.fields)
+        self._questions.pop(event, None)
 
     def _ask(self, event: str, **fields: str) -> None:
         """Send a message to all workers, and conclude when they have answered or time is up."""
-        deadline = self._loop.call_later(ANSWER, self._conclude, event)
-        self._questions[event] = _Question(set(self._workers), {**fields}, deadline)
-        if not self._workers:
-            self._conclude(event)
+        if event not in self._questions:
+            question = _Question(set(self._workers), {**fields})
+            self._later(ANSWER, question.awaited.clear)
+            self._questions[event] = question
         for worker in self._workers.values():
             _tell(worker, event, **fields)
 
     def _ask_for_sums(self) -> None:
-        if SUMS not in self._questions:
-            self._ask(SUMS)
+        self._ask(SUMS)
 
     def _report_refusals(self) -> bool:
         if self._refused:
@@ -278,38 +319,33 @@ class Supervisor:
         if self._stopping:
             self._stop_now(number)
             return
-        self._begin_to_stop()
-        self._ask(STOP, reason=number.name)
-        self._loop.call_later(DRAIN + GRACE, self._kill)
+        self._later(DRAIN + GRACE, self._kill)
+        # From here on it is asked for: what is still to be done is done between two turns.
+        self._reason = number.name
+        self._stopping = True
 
     def _stop_now(self, number: signal.Signals) -> None:
-        if not self._stopping:
-            self._begin_to_stop()
+        self._later(GRACE, self._kill)
+        self._begin_to_stop()
         for worker in self._workers.values():
             _tell(worker, STOP_NOW, reason=number.name)
-        self._loop.call_later(GRACE, self._kill)
+        self._stopping = True
 
     def _begin_to_stop(self) -> None:
-        self._stopping = True
         self._when_stopping()
         for event in ("connections_closed", "exit"):
-            # Nobody's answer concludes these: ``run`` does, when all have left.
-            self._questions[event] = _Question({NOBODY})
-        if not self._workers:
-            self._over = True
-            self._loop.stop()
+            if event not in self._questions:
+                # Nobody's answer concludes these: ``run`` does, when all have left.
+                self._questions[event] = _Question({NOBODY})
 
     def _kill(self) -> None:
         """End workers that do not end by themselves."""
         for worker in self._workers.values():
             os.kill(worker.pid, signal.SIGKILL)
 
-    def _fault(self, context: dict[str, object]) -> None:
-        """Log what asyncio would print with a traceback."""
-        error = context.get("exception")
-        self._log.error(
-            "unexpected_error", type=type(error).__name__, error=error or context.get("message")
-        )
+    def _fault(self, error: Exception) -> None:
+        """Log an exception that nobody expected."""
+        self._log.error("unexpected_error", type=type(error).__name__, error=error)
 
 
 def _tell(worker: _Worker, event: str, **fields: str) -> None:
@@ -332,8 +368,10 @@ def _how(code: int) -> str:
         return f"signal_{-code}"  # a real-time signal, most of which have no name
 
 
-def _add(sum_: Fields, fields: Fields) -> None:
+def _sum(one: Fields, other: Fields) -> Fields:
     """Add numbers to those of the same name; a word just stands."""
-    for name, value in fields.items():
-        have = sum_.get(name, 0)
-        sum_[name] = have + value if isinstance(have, int) and isinstance(value, int) else value
+    total = {**one}
+    for name, value in other.items():
+        have = total.get(name, 0)
+        total[name] = have + value if isinstance(have, int) and isinstance(value, int) else value
+    return total

@@ -1,0 +1,376 @@
+"""Memory fails at any point of what a connection or a stop goes through: one allocation after the
+other, and several in a row. It costs that connection, and nothing else."""
+
+import contextlib
+import os
+import pathlib
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.end_to_end.harness import Backend, Proxy, children, read_exactly, reset
+from tests.faults.harness import eventually
+from tests.faults.memory import Memory
+from tests.hello import hello
+
+HELLO = hello("a.example")
+HASTY = """
+import sys
+from sniproxy.dataplane import connections, relay
+connections.PATIENCE = 0.05
+connections.FAREWELL_PATIENCE = 0.05
+relay.HALF_CLOSED_IDLE = 0.05
+relay._HALF_CLOSED_SWEEP = 0.02
+from sniproxy.commands import sniproxy
+sys.exit(sniproxy())
+"""
+"""sniproxy, but nobody has the time that the documents promise."""
+
+PATIENCE = 5
+"""Seconds that a client waits for an end, whatever became of its connection."""
+
+ROWS = (1, 3)
+"""How many allocations fail in a row."""
+
+Scenario = Callable[["Scene"], None]
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Memory]:
+    if request.config.getoption("--sniproxy"):
+        pytest.skip("not applicable: a static executable has no allocator that could be replaced")
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is missing: install gcc libc6-dev")
+    made = Memory(tmp_path)
+    yield made
+    made.close()
+
+
+class Scene:
+    """A proxy, the backends that a scenario needs, and what the proxy holds at rest."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        self.backend = Backend(proxy.directory("a.example"))
+        self.full = Backend(proxy.directory("full.example"), 0)
+        for one in (self.backend, self.full):
+            one.listening.settimeout(PATIENCE)
+        self.questions = 0
+        self.descriptors: list[int] = []
+
+    def close(self) -> None:
+        self.backend.close()
+        self.full.close()
+
+    def connect(self) -> socket.socket:
+        client = self.proxy.connect()
+        client.settimeout(PATIENCE)
+        return client
+
+    def accept(self, backend: Backend) -> socket.socket | None:
+        """Accept where the connection has got through."""
+        backend.listening.setblocking(False)
+        try:
+            return backend.accept()
+        except BlockingIOError:
+            return None
+        finally:
+            backend.listening.settimeout(PATIENCE)
+
+    def works(self) -> None:
+        """Be a client to whom nothing happens."""
+        with self.connect() as client:
+            client.sendall(HELLO)
+            while True:
+                stream = self.backend.accept()
+                stream.settimeout(PATIENCE)
+                wire = b""
+                with contextlib.suppress(OSError):
+                    wire = stream.recv(1 << 16)
+                if wire == HELLO and stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                    stream.sendall(b"served")
+                    client.settimeout(0.5)
+                    with contextlib.suppress(TimeoutError):
+                        assert client.recv(6) == b"served"
+                        break
+                stream.close()  # of a client before us
+            stream.close()
+            client.settimeout(PATIENCE)
+            assert client.recv(1) == b""
+        self.backend.accepted.clear()
+
+    def open(self) -> int:
+        """Ask how many connections are open."""
+        self.questions += 1
+        said = self.proxy.log.count("event=totals")
+        self.proxy.process.send_signal(signal.SIGUSR1)
+        eventually(lambda: self.proxy.log.count("event=totals") > said, "no answer")
+        return int(re.findall(r"event=totals open=(\d+)", self.proxy.log)[-1])
+
+    def held(self) -> list[int]:
+        """Count the descriptors of each process, but for the pipes that are kept for uploads."""
+        counts = []
+        for pid in (self.proxy.process.pid, *children(self.proxy.process.pid)):
+            links = []
+            for fd in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    links.append(os.readlink(fd))
+            counts.append(len([link for link in links if not link.startswith("pipe:")]))
+        return counts
+
+    def problem(self) -> str:
+        if self.proxy.process.poll() is not None:
+            return f"ended: {self.proxy.process.returncode}"
+        held = self.held()
+        if held != self.descriptors:
+            return f"descriptors: {self.descriptors} became {held}"
+        still = self.open()
+        return f"{still} are open" if still else ""
+
+
+def ended(client: socket.socket) -> None:
+    """Read to the end, however it comes: but it must."""
+    with contextlib.suppress(ConnectionError):
+        while client.recv(1 << 16):
+            pass
+
+
+def finish(client: socket.socket) -> None:
+    """Send nothing more, unless it has ended already."""
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_WR)
+
+
+def hello_and_answer(scene: Scene) -> None:
+    """A hello at once, an answer, the end."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(HELLO)
+        finish(client)
+        # It comes to the backend, or to an end.
+        stream = whoever_comes(scene, client)
+        if stream is not None:
+            with stream, contextlib.suppress(ConnectionError):
+                while stream.recv(1 << 16):
+                    pass
+                stream.sendall(b"served")
+        ended(client)
+
+
+def whoever_comes(scene: Scene, client: socket.socket) -> socket.socket | None:
+    """Give the backend's end of a connection, None where the client's has ended before."""
+    poll = select.poll()
+    poll.register(scene.backend.listening, select.POLLIN)
+    poll.register(client, select.POLLIN)
+    assert poll.poll(PATIENCE * 1000), "neither served nor ended"
+    return scene.accept(scene.backend)
+
+
+def hello_in_pieces(scene: Scene) -> None:
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        for at in range(0, len(HELLO), 60):
+            client.sendall(HELLO[at : at + 60])
+            threading.Event().wait(0.001)
+        stream = whoever_comes(scene, client)
+        if stream is not None:
+            stream.close()
+        ended(client)
+
+
+def too_slow(scene: Scene) -> None:
+    """No hello: the sweep ends it."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(HELLO[:30])
+        ended(client)
+
+
+def refused(scene: Scene) -> None:
+    """An alert, and a farewell that the client leaves to its time-out."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(hello("nobody.example"))
+        ended(client)
+        client.sendall(b"more")
+        assert client.recv(1) == b""
+
+
+def in_line(scene: Scene) -> None:
+    """A full queue, three who wait for room in it, and room."""
+    clients = [scene.connect() for _ in range(4)]
+    for client in clients:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(hello("full.example"))
+    threading.Event().wait(0.01)
+    for _ in clients:
+        stream = scene.accept(scene.full)
+        if stream is not None:
+            stream.close()
+        threading.Event().wait(0.003)
+    for client in clients:
+        ended(client)
+        client.close()
+    while (stream := scene.accept(scene.full)) is not None:
+        stream.close()
+
+
+def unread_answer(scene: Scene) -> None:
+    """More than the client takes, half-closed, then taken."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(HELLO)
+        stream = whoever_comes(scene, client)
+        if stream is not None:
+            with stream, contextlib.suppress(ConnectionError, BlockingIOError):
+                finish(client)
+                stream.setblocking(False)
+                for _ in range(40):
+                    stream.send(bytes(100_000))
+        ended(client)
+
+
+def upload(scene: Scene) -> None:
+    """In bulk, through a pipe, to a backend that reads late."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(HELLO)
+        stream = whoever_comes(scene, client)
+        if stream is None:
+            return
+        with stream, contextlib.suppress(ConnectionError):
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(30):
+                    client.send(bytes(300_000))
+            client.settimeout(PATIENCE)
+            finish(client)
+            ended(stream)
+        ended(client)
+
+
+def given_up(scene: Scene) -> None:
+    """A reset while bytes wait for the backend."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(HELLO)
+        stream = whoever_comes(scene, client)
+        if stream is not None:
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(30):
+                    client.send(bytes(300_000))
+            reset(client)
+            ended(stream)
+            stream.close()
+
+
+def half_closed(scene: Scene) -> None:
+    """One direction has ended, the other says nothing: the sweep ends it."""
+    with scene.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(HELLO)
+        stream = whoever_comes(scene, client)
+        if stream is not None:
+            with stream:
+                finish(client)
+                ended(stream)
+                ended(client)
+
+
+def crowd(scene: Scene) -> None:
+    """More than there are descriptors for: evictions, a line for descriptors, a pause."""
+    clients = []
+    for count in range(30):
+        clients.append(scene.connect())
+        with contextlib.suppress(ConnectionError):
+            clients[-1].sendall(HELLO[:30] if count % 2 else HELLO)
+    threading.Event().wait(0.02)
+    for client in clients:
+        client.close()
+    while (stream := scene.accept(scene.backend)) is not None:
+        stream.close()
+
+
+def question(scene: Scene) -> None:
+    scene.proxy.process.send_signal(signal.SIGUSR1)
+    threading.Event().wait(0.01)
+
+
+SCENARIOS = [
+    hello_and_answer,
+    hello_in_pieces,
+    too_slow,
+    refused,
+    in_line,
+    unread_answer,
+    upload,
+    given_up,
+    half_closed,
+    crowd,
+    question,
+]
+
+
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+
+
+@pytest.fixture
+def scene(
+    request: pytest.FixtureRequest, memory: Memory, tmp_path: pathlib.Path
+) -> Iterator[Scene]:
+    """Start a hasty sniproxy whose memory can fail."""
+    (tmp_path / "hosts").mkdir()
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
+        proxy = Proxy(
+            [sys.executable, "-P", "-c", HASTY],
+            tmp_path / "hosts",
+            listening,
+            {"SNIPROXY_WORKERS": "1", "SNIPROXY_LOG": "connections"} | memory.environment,
+            few_descriptors if getattr(request, "param", None) else None,
+        )
+        made = Scene(proxy)
+        try:
+            made.works()
+            eventually(lambda: made.open() == 0, "it is still open")
+            made.descriptors = made.held()
+            yield made
+        finally:
+            made.close()
+            proxy.stop(signal.SIGTERM, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("width", ROWS)
+@pytest.mark.parametrize(
+    ("scenario", "scene"),
+    [pytest.param(one, one is crowd, id=one.__name__) for one in SCENARIOS],
+    indirect=["scene"],
+)
+def test_each_allocation(
+    scene: Scene, memory: Memory, scenario: Scenario, width: int, full: bool
+) -> None:
+    scenario(scene)
+    number, passed = 0, 0
+    while passed < 3:
+        # What is not worth to be tried one by one in the short form: beyond the first thousand.
+        number += 1 if full or number < 60 else 1 + number // 30
+        memory.fail(number, width)
+        try:
+            scenario(scene)
+        except (AssertionError, OSError) as error:
+            error.add_note(f"allocation {number}:\n{scene.proxy.log[-2000:]}")
+            raise
+        failed = memory.recover()
+        passed = 0 if failed else passed + 1
+        scene.works()
+        eventually(
+            lambda: not scene.problem(),
+            lambda: (
+                f"allocation {number} ({failed} failed): {scene.problem()}\n"
+                + scene.proxy.log[-2000:]
+            ),
+        )
+    print(f"figures: {scenario.__name__}: {number} allocations")
+    assert "Traceback" not in scene.proxy.log
