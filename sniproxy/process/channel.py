@@ -8,11 +8,13 @@ stream says that the other process has gone.
 import contextlib
 import marshal
 import socket
+import struct
 
 Fields = dict[str, "int | str"]
 Message = tuple[str, Fields]
 
 _MAX_MESSAGE = 64 * 1024
+_DESCRIPTOR = struct.Struct("i")
 
 
 class Channel:
@@ -44,6 +46,10 @@ class Channel:
             return False
         return True
 
+    def send_descriptor(self, event: str, descriptor: int, **fields: "int | str") -> None:
+        """Send a message with a copy of a descriptor. Raises OSError."""
+        socket.send_fds(self._socket, [marshal.dumps((event, fields))], [descriptor])
+
     def end(self) -> None:
         """Send nothing more: behind the messages that it still has, the other end sees the end of
         the stream. What it sends can still be received."""
@@ -51,9 +57,15 @@ class Channel:
             self._socket.shutdown(socket.SHUT_WR)
 
     def receive(self) -> Message | None:
-        """Give the next message, None when the other end has gone. Raises BlockingIOError."""
+        """Give the next message, None when the other end has gone. Raises BlockingIOError.
+
+        The number of a descriptor that came with it is its field ``descriptor``.
+        """
         try:
-            data = self._socket.recv(_MAX_MESSAGE)
+            # Not recv_fds, which forgets its flags.
+            data, ancillary, _, _ = self._socket.recvmsg(
+                _MAX_MESSAGE, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             raise
         except OSError:
@@ -61,4 +73,6 @@ class Channel:
         if not data:
             return None
         message: Message = marshal.loads(data)  # noqa: S302 - our own other half wrote it
+        for _, _, descriptor in ancillary:
+            (message[1]["descriptor"],) = _DESCRIPTOR.unpack(descriptor)
         return message

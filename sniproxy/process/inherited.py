@@ -4,10 +4,14 @@ Standard input first, as systemd's ``StandardInput=socket``, inetd and s6 pass i
 LISTEN_FDS convention of sd_listen_fds(3).
 """
 
+import contextlib
 import fcntl
 import os
 import socket
 from collections.abc import MutableMapping
+
+from sniproxy.process.notify import CANARY
+from sniproxy.process.parcel import Parcel, connections_in
 
 STANDARD_INPUT = 0
 _STANDARD_ERROR = 2
@@ -52,6 +56,28 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     for fd in descriptors:
         os.close(fd)
     return sockets
+
+
+def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
+    """Take the parcels over that the process before us has left, off the end of LISTEN_FDS: behind
+    the listening sockets, what the service manager keeps is passed (sd_listen_fds(3))."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    if environment.get("LISTEN_FDS") != str(len(names)):
+        return []
+    parcels = []
+    while names and (names[-1] == CANARY or connections_in(names[-1]) is not None):
+        name = names.pop()
+        fd = _FIRST_LISTEN_FD + len(names)
+        with contextlib.suppress(OSError):
+            one = _own(fd)
+            if one.family == socket.AF_UNIX and one.type == socket.SOCK_SEQPACKET:
+                parcels.append(Parcel(one, connections_in(name) or 0))
+            os.close(fd)
+    environment["LISTEN_FDS"] = str(len(names))
+    environment["LISTEN_FDNAMES"] = ":".join(names)
+    return parcels
 
 
 def _why_not(fd: int) -> str | None:

@@ -52,9 +52,6 @@ _SEND_BUFFER = 1 << 20
 """Bytes that may wait in a parcel. The kernel gives what net.core.wmem_max allows (212,992 by
 default): more than 2,000 connections."""
 
-MESSAGES_AT_LEAST = 8
-"""Messages that a process's connections are shared out to, so that several workers get of few."""
-
 _LARGEST_MESSAGE = 64 * 1024
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _NO_LINGER = Struct("ii").pack(0, 0)

@@ -10,7 +10,16 @@ import os
 import signal
 from collections.abc import Callable
 
-SIGNALS = frozenset({signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD})
+SIGNALS = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGCHLD,
+    }
+)
 """All that any of our processes acts on."""
 
 _WAKE_UPS = 4096
