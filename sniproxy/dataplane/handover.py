@@ -116,7 +116,8 @@ def _relay(
 ) -> None:
     """Relay on from where the other process was."""
     relay = connections.relay
-    end = relay.join(*carried.sockets, record, watched=False)
+    client, backend = carried.sockets
+    end = relay.join(client, backend, record, watched=False)
     up, down = carried.unsent[: state.up.unsent], carried.unsent[state.up.unsent :]
     for one, direction, unsent in ((end, state.up, up), (end.peer, state.down, down)):
         one.moved, one.ended = direction.moved, direction.ended

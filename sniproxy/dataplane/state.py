@@ -152,6 +152,18 @@ def decode(message: bytes, now: float) -> list[State]:
     return _Reader(message, now).states()
 
 
+def formats_line() -> str:
+    """Say which formats this release reads, for the process that would hand over to it."""
+    return f"hand-over formats: {' '.join(map(str, sorted(READABLE)))}"
+
+
+def reads_ours(text: str) -> bool:
+    """Say whether one of these lines is a ``formats_line`` with the format that we write."""
+    start, _, _ = formats_line().partition(":")
+    lines = (line.partition(":") for line in text.splitlines())
+    return any(name == start and str(FORMAT) in rest.split() for name, _, rest in lines)
+
+
 def descriptors(states: Sequence[State]) -> int:
     """Count the descriptors that must have come with these states."""
     return sum(state.descriptors for state in states) + any(state.unsent for state in states)

@@ -10,25 +10,39 @@ without a loop of its parent's on its stack.
 """
 
 import asyncio
+import errno
 import functools
 import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from socket import socket
 
 from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.process.channel import Channel, Fields
+from sniproxy.process.parcel import Parcel
+from sniproxy.process.renewal import Renewal
 from sniproxy.process.server import CROWDED, DRAIN, FLUSH
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 
-READY, STOP, STOP_NOW, SUMS, LOOK = "ready", "stop", "stop_now", "totals", "look"
-"""Messages: the first from a worker, the others to it. Whatever else a worker sends is an event for
-the log, as are its answers to STOP and SUMS, which have the same names."""
+READY, PARCEL = "ready", "parcel"
+STOP, STOP_NOW, SUMS, LOOK, COUNT, ADOPT, HAND_OVER, HANDED_OVER = (
+    "stop",
+    "stop_now",
+    "totals",
+    "look",
+    "count",
+    "adopt",
+    "hand_over",
+    "handed_over",
+)
+"""Messages: the first two from a worker, the others to it. Whatever else a worker sends is an event
+for the log, as are its answers to STOP and SUMS, which have the same names."""
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -37,6 +51,13 @@ successors has lived for longer than the longest."""
 
 ANSWER = 1.0
 """Seconds that a worker has to answer before the line is written without it."""
+
+LAGGARDS = 2.0
+"""Seconds from the first worker that serves until we are ready without the others."""
+
+HANDING_OVER = 2.0
+"""Seconds without a parcel after which a worker that is to hand over is killed: the others'
+connections wait for it."""
 
 GRACE = 0.3
 """Seconds after ``DRAIN`` for workers to close what is left; then they are killed."""
@@ -55,6 +76,10 @@ class _Worker:
     started: float
     """Seconds of the monotonic clock, as the next."""
     told_to_look: float = float("-inf")
+    open: int = 0
+    """Connections, when it was last asked."""
+    deadline: asyncio.TimerHandle | None = None
+    """When it is killed, while it hands over."""
 
 
 @dataclass(slots=True)
@@ -68,19 +93,29 @@ class _Question:
 
 
 class Supervisor:
-    """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve,
-    ``stopping`` as soon as it is stopped: then our copies of the listening sockets are closed."""
+    """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve, with
+    the number of connections that they have adopted where there were ``parcels``; ``stopping`` as
+    soon as it is stopped: then our copies of the listening sockets are closed."""
 
     def __init__(
         self,
         count: int,
         log: Log,
-        ready: Callable[[], None],
+        ready: Callable[[int], None],
         stopping: Callable[[], None],
+        renewal: Renewal,
+        parcels: bool = False,
     ) -> None:
         self._log = log
         self._ready = ready
         self._when_stopping = stopping
+        self._parcels = parcels
+        self.number = NOBODY
+        """In a worker, which one it is."""
+        self._keep: Callable[[Parcel], None] | None = None
+        self.handed_over = False
+        """Whether what was open has been given away, and not only ended."""
+        self._counted: asyncio.Future[None] | None = None
         # The poll selector: nothing of it is shared with the workers, as an epoll would be.
         self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         self._loop.set_exception_handler(lambda _loop, context: self._fault(context))
@@ -100,6 +135,7 @@ class Supervisor:
             self._handlers.handle(number, functools.partial(self._stop, number))
         self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
         self._handlers.handle(signal.SIGUSR1, self._ask_for_sums)
+        self._handlers.handle(signal.SIGUSR2, lambda: renewal.ask(self._loop, self, log))
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
     def run(self) -> Channel | None:
@@ -115,7 +151,7 @@ class Supervisor:
             # One more signal must find neither the loop half closed nor a fork half done.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._report_refusals()
-        for event in ("connections_closed", "exit"):
+        for event in (HANDED_OVER, "connections_closed", "exit"):
             fields = self._questions[event].fields
             if fields:
                 self._log.info(event, **fields)
@@ -146,6 +182,7 @@ class Supervisor:
             self._workers[number] = worker
             self._loop.add_reader(ours.fileno(), self._receive, worker)
             return None
+        self.number = number
         ours.close()
         for sibling in self._workers.values():
             # With a copy of ours open, the sibling would not see the supervisor go.
@@ -181,6 +218,8 @@ class Supervisor:
             pass
         self._loop.remove_reader(worker.channel.fileno())
         worker.channel.close()
+        if worker.deadline is not None:
+            worker.deadline.cancel()
         del self._workers[worker.number]
         if not self._stopping or code:
             if time.monotonic() - worker.started > LONGEST_PAUSE:
@@ -214,12 +253,22 @@ class Supervisor:
             self._loop.remove_reader(worker.channel.fileno())
             return False
         event, fields = message
-        if event == "refused":
+        if worker.deadline is not None:
+            self._kill_later(worker, HANDING_OVER if event == PARCEL else DRAIN + GRACE)
+        if event == PARCEL:
+            self._receive_parcel(fields)
+        elif event == "refused":
             _add(self._refused, fields)
             self._refusals.wake()
         elif event == CROWDED:
             self._have_others_look(worker)
         elif event in self._questions:
+            if event == COUNT:
+                worker.open = int(fields["open"])
+            elif event == READY and self._questions[READY].deadline is None:
+                self._questions[READY].deadline = self._loop.call_later(
+                    LAGGARDS, self._conclude, READY
+                )
             _add(self._questions[event].fields, fields)
             self._answered(event, worker.number)
         return True
@@ -244,15 +293,21 @@ class Supervisor:
         question = self._questions.pop(event)
         if question.deadline is not None:
             question.deadline.cancel()
-        if event == READY:
-            self._ready()
+        if event == READY and self._parcels:
+            # Whoever has room takes what others had none for.
+            self._ask(ADOPT, adopted=question.fields["adopted"])
+        elif event in (READY, ADOPT):
+            self._ready(int(question.fields.get("adopted", 0)))
+        elif event == COUNT:
+            if self._counted is not None and not self._counted.done():
+                self._counted.set_result(None)
         elif event == SUMS:
             # Somebody has just asked for it.
             self._log.reply(event, **question.fields)
         else:
             self._log.info(event, **question.fields)
 
-    def _ask(self, event: str, **fields: str) -> None:
+    def _ask(self, event: str, **fields: int | str) -> None:
         """Send a message to all workers, and conclude when they have answered or time is up."""
         deadline = self._loop.call_later(ANSWER, self._conclude, event)
         self._questions[event] = _Question(set(self._workers), {**fields}, deadline)
@@ -271,6 +326,53 @@ class Supervisor:
             self._refused = {}
         return False
 
+    # The next process.
+
+    async def counts(self) -> list[int]:
+        """Ask each worker for its open connections."""
+        self._counted = self._loop.create_future()
+        self._ask(COUNT)
+        await self._counted
+        return [worker.open for worker in self._workers.values()]
+
+    def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
+        """Have the workers give away what is open, as much as their shares."""
+        if self._stopping:
+            return
+        self._keep = keep
+        self.handed_over = True
+        self._begin_to_stop()
+        for worker, share in zip(self._workers.values(), shares, strict=False):
+            _tell(worker, HAND_OVER, most=share)
+            self._kill_later(worker, HANDING_OVER)
+
+    def _kill_later(self, worker: _Worker, seconds: float) -> None:
+        """End a worker that says nothing for so long: the others' connections wait for it."""
+        if worker.deadline is not None:
+            worker.deadline.cancel()
+        worker.deadline = self._loop.call_later(seconds, self._kill, [worker])
+
+    def stop(self, reason: str) -> None:
+        """Have all workers accept no more and finish."""
+        if self._stopping:
+            return
+        self._when_stopping()
+        self._begin_to_stop()
+        self._ask(STOP, reason=reason)
+        self._loop.call_later(DRAIN + GRACE, self._kill)
+
+    def _receive_parcel(self, fields: Fields) -> None:
+        """Pass on what a worker gives away."""
+        with socket(fileno=int(fields["descriptor"])) as one:
+            try:
+                if self._keep is None:
+                    raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+                self._keep(Parcel(one, int(fields["count"])))
+            except OSError as error:
+                self._log.error(
+                    "connections_lost", count=fields["count"], error=error.strerror or error
+                )
+
     # The end.
 
     def _stop(self, number: signal.Signals) -> None:
@@ -278,12 +380,12 @@ class Supervisor:
         if self._stopping:
             self._stop_now(number)
             return
-        self._begin_to_stop()
-        self._ask(STOP, reason=number.name)
-        self._loop.call_later(DRAIN + GRACE, self._kill)
+        self.stop(number.name)
 
     def _stop_now(self, number: signal.Signals) -> None:
+        self.handed_over = False
         if not self._stopping:
+            self._when_stopping()
             self._begin_to_stop()
         for worker in self._workers.values():
             _tell(worker, STOP_NOW, reason=number.name)
@@ -291,17 +393,16 @@ class Supervisor:
 
     def _begin_to_stop(self) -> None:
         self._stopping = True
-        self._when_stopping()
-        for event in ("connections_closed", "exit"):
+        for event in (HANDED_OVER, "connections_closed", "exit"):
             # Nobody's answer concludes these: ``run`` does, when all have left.
             self._questions[event] = _Question({NOBODY})
         if not self._workers:
             self._over = True
             self._loop.stop()
 
-    def _kill(self) -> None:
-        """End workers that do not end by themselves."""
-        for worker in self._workers.values():
+    def _kill(self, workers: Iterable[_Worker] = ()) -> None:
+        """End workers that do not end by themselves, all of them by default."""
+        for worker in workers or self._workers.values():
             os.kill(worker.pid, signal.SIGKILL)
 
     def _fault(self, context: dict[str, object]) -> None:
@@ -312,13 +413,13 @@ class Supervisor:
         )
 
 
-def _tell(worker: _Worker, event: str, **fields: str) -> None:
+def _tell(worker: _Worker, event: str, **fields: int | str) -> None:
     """Send a message to a worker. One that hangs has not heard hundreds before; of those that come
     then, only the order to stop must not be lost, and the end of the stream is one."""
     try:
         worker.channel.send(event, **fields)
     except BlockingIOError:
-        if event in (STOP, STOP_NOW):
+        if event in (STOP, STOP_NOW, HAND_OVER):
             worker.channel.end()
 
 
