@@ -108,12 +108,15 @@ class Renewal:
         file = self._program[0]
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
-            outputs = [(os.POSIX_SPAWN_DUP2, theirs, number) for number in (1, 2)]
+            # Not our standard input: Python does not start where that is a directory.
+            standard = [
+                (os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate((ours, theirs, theirs))
+            ]
             pid = os.posix_spawn(
                 file,
                 [*self._program, "--version"],
                 self._environment,
-                file_actions=outputs,
+                file_actions=standard,
                 setsigmask=(),
             )
         except OSError as error:
