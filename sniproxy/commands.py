@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sniproxy.tools.output import complain, tell
-from sniproxy.version import version_line
+from sniproxy.version import FORMATS_OPTION, version_line
 
 _USAGE = """\
 usage: sniproxy < LISTENING-SOCKET
@@ -52,9 +52,11 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
 
 def _answer(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--version"]:
+        return 0 if tell(version_line("sniproxy") + "\n") else FAILURE
+    if list(arguments) == [FORMATS_OPTION]:
         from sniproxy.dataplane.state import formats_line  # noqa: PLC0415
 
-        return 0 if tell(f"{version_line('sniproxy')}\n{formats_line()}\n") else FAILURE
+        return 0 if tell(formats_line() + "\n") else FAILURE
     if list(arguments) in (["--help"], ["-h"]):
         return 0 if tell(_USAGE) else FAILURE
     wrong = arguments[1] if arguments[0] in ("--version", "--help", "-h") else arguments[0]

@@ -21,6 +21,7 @@ from sniproxy.log.log import Log
 from sniproxy.process.notify import Store
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.server import DRAIN, RESERVE
+from sniproxy.version import FORMATS_OPTION
 
 TRIAL = 5.0
 """Seconds that the program to be run anew has to say what it is."""
@@ -114,7 +115,7 @@ class Renewal:
             ]
             pid = os.posix_spawn(
                 file,
-                [*self._program, "--version"],
+                [*self._program, FORMATS_OPTION],
                 self._environment,
                 file_actions=standard,
                 setsigmask=(),
