@@ -48,6 +48,8 @@ def make_resources():
     config = distribution.make_python_interpreter_config()
     config.config_profile = "isolated"
     config.optimization_level = 2
+    # As other frozen programs say it of themselves.
+    config.sys_frozen = True
 
     # The working directory is the hosts directory, where others may write, and in a chroot it is
     # "/" as well. With the defaults a file lib/python3.11/sitecustomize.py there is executed. So

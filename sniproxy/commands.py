@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sniproxy.tools.output import complain, tell
-from sniproxy.version import version_line
+from sniproxy.version import FORMATS_OPTION, version_line
 
 _USAGE = """\
 usage: sniproxy < LISTENING-SOCKET
@@ -41,19 +41,22 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
     from sniproxy.process.service import serve  # noqa: PLC0415
 
     try:
-        serve(os.environ)
+        return serve(os.environ)
     except NoListeningSocket as error:
         complain(f"sniproxy: {error}")
         return USAGE_ERROR
     except OSError as error:
         complain(f"sniproxy: can't start: {error}")
         return FAILURE
-    return 0
 
 
 def _answer(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--version"]:
         return 0 if tell(version_line("sniproxy") + "\n") else FAILURE
+    if list(arguments) == [FORMATS_OPTION]:
+        from sniproxy.dataplane.state import formats_line  # noqa: PLC0415
+
+        return 0 if tell(formats_line() + "\n") else FAILURE
     if list(arguments) in (["--help"], ["-h"]):
         return 0 if tell(_USAGE) else FAILURE
     wrong = arguments[1] if arguments[0] in ("--version", "--help", "-h") else arguments[0]

@@ -20,6 +20,7 @@ from sniproxy.dataplane.connections import PATIENCE, Connections
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.relay import End
+from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser
@@ -36,7 +37,7 @@ _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 def welcome(connections: Connections, client: SocketType, address: SocketAddress) -> None:
     """Take over a socket that was just accepted, in blocking mode or not."""
     try:
-        arrival = Arrival(connections, client, address)
+        arrival = Arrival(connections, client, address, connections.clock())
         totals = connections.totals
         totals.clients.add(client)
         totals.accepted += 1
@@ -69,7 +70,11 @@ class Arrival:
     )
 
     def __init__(
-        self, connections: Connections, client: SocketType, address: SocketAddress
+        self,
+        connections: Connections,
+        client: SocketType,
+        address: SocketAddress,
+        accepted_at: float,
     ) -> None:
         self._connections = connections
         self._socket = client
@@ -80,9 +85,32 @@ class Arrival:
         self._relayed: End | None = None
         self.kept = 0
         self.address = address
-        self.accepted_at = connections.clock()
+        self.accepted_at = accepted_at
         self.decided_at: float | None = None
         self.host = ""
+
+    # From one process to the next.
+
+    def carried(self) -> Carried:
+        """Give what another process needs to go on with it: the hello is read anew there."""
+        received = bytes(self._received or b"")
+        state = Arriving(self.address, self.accepted_at, len(received))
+        return Carried(state, [self._socket], received)
+
+    def part(self) -> None:
+        """Give the socket up without ending the connection: another process has a copy."""
+        self._settle()
+        self._let_go()
+        self._connections.poller.unwatch(self._socket.fileno())
+        self._connections.close(self._socket)
+
+    def go_on(self, received: bytes) -> None:
+        """Begin with what another process has read."""
+        if received and self._parser is not None:
+            self._take(self._parser, received)
+        if self._parser is not None:
+            self._watch()
+            self._connections.wait(self)
 
     # What the poller and the countdown call.
 
@@ -142,7 +170,11 @@ class Arrival:
         except OSError:
             self.end("reset_by_client")
             return False
-        data = relay.view[:size]
+        return self._take(parser, relay.view[:size])
+
+    def _take(self, parser: ClientHelloParser, data: bytes | memoryview) -> bool:
+        """Act on what was read, nothing at the end of the stream; say whether to read on."""
+        size = len(data)
         try:
             if not size:
                 raise parser.finish()
@@ -184,7 +216,7 @@ class Arrival:
 
     # The backend.
 
-    def _connect(self, received: bytearray | memoryview) -> str | None:
+    def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
         """Try to reach the backend; name the line to wait in, or None where that is over, one way
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
@@ -215,9 +247,9 @@ class Arrival:
         self._forward(self._backend, directory, received)
         return None
 
-    def _keep(self, received: bytearray | memoryview) -> bytearray:
+    def _keep(self, received: bytes | bytearray | memoryview) -> bytearray:
         """Keep what the client has sent, out of the shared buffer."""
-        if self._received is not received:
+        if self._received is None or self._received is not received:
             self._received = bytearray(received)
         return self._received
 
@@ -246,7 +278,7 @@ class Arrival:
         self.refuse(refused)
 
     def _forward(
-        self, backend: SocketType, directory: str, received: bytearray | memoryview
+        self, backend: SocketType, directory: str, received: bytes | bytearray | memoryview
     ) -> None:
         """Send the backend the PROXY header it wants and what came so far; start the relay."""
         connections = self._connections

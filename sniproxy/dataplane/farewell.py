@@ -4,6 +4,7 @@ from socket import MSG_DONTWAIT, SHUT_WR, SocketType
 
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.relay import BUFFER_SIZE, End
+from sniproxy.dataplane.state import Carried, Leaving
 
 FAREWELL_BYTES = 64 * 1024
 """Bytes of a refused client that are read and thrown away before we close all the same."""
@@ -76,6 +77,16 @@ class Farewell:
     def stop(self) -> bool:
         self.close()
         return True
+
+    def carried(self) -> Carried:
+        """Give what another process needs to go on with it."""
+        return Carried(Leaving(self._left), [self._socket], b"")
+
+    def part(self) -> None:
+        """Give the socket up without closing the connection: another process has a copy."""
+        self._connections.farewells.stop(self)
+        self._connections.poller.unwatch(self._socket.fileno())
+        self._connections.close(self._socket)
 
     def _discard(self) -> bool:
         """Read what is there; say whether that was the end."""

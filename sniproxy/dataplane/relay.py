@@ -20,6 +20,7 @@ from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, HANG_UP, READ, WRITE, Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.dataplane.timers import Later
+from sniproxy.resolver.proxy_header import SocketAddress
 
 BUFFER_SIZE: Final = 256 * 1024
 """Bytes of one read, and so the most that a connection may have waiting in each direction."""
@@ -47,9 +48,15 @@ _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
 class Record(Protocol):
-    """Who logs the end of a connection: how it ended, and the bytes each way."""
+    """What the log wants to know of a connection; the times are of the monotonic clock."""
 
-    def log_end(self, how: str, up: int, down: int) -> None: ...
+    address: SocketAddress
+    host: str
+    accepted_at: float
+    decided_at: float | None
+
+    def log_end(self, how: str, up: int, down: int) -> None:
+        """Log the end: how it ended, and the bytes each way."""
 
 
 class Relay:
@@ -105,6 +112,19 @@ class Relay:
             del client_end.peer, backend_end.peer
             raise
         return client_end
+
+    def part(self, client: "End") -> None:
+        """Give both sockets up without ending the connection: another process has copies. The
+        client's is still to be closed."""
+        for end in (client, client.peer):
+            self.half_closed.pop(end, None)
+            end.reading = False
+            end.ended = OVER
+            end.unsent = None
+            # Our registration would live as long as the copy.
+            self.poller.unwatch(end.socket.fileno())
+        client.peer.socket.close()
+        del client.peer.peer, client.peer
 
     def half_close(self, end: "End") -> None:
         """Note that one direction of the connection has ended. Most end right after, so that the
@@ -201,6 +221,19 @@ class End:
             self.broken()
         elif not self.peer.ended:
             self.peer.sever()
+
+    def waiting(self) -> bytes:
+        """Give what the peer has not taken yet, out of the pipe where it is in one."""
+        pipe = self.pipe
+        if pipe is not None:
+            held = []
+            while pipe.held:
+                held.append(os.read(pipe.read, pipe.held))
+                pipe.held -= len(held[-1])
+            self.pipe = None
+            self.unsent = b"".join(held)
+            self.relay.pipes.give_back(pipe)
+        return self.unsent or b""
 
     # What the poller calls.
 

@@ -7,12 +7,15 @@ stream says that the other process has gone.
 
 import contextlib
 import marshal
+import os
 import socket
+import struct
 
 Fields = dict[str, "int | str"]
 Message = tuple[str, Fields]
 
 _MAX_MESSAGE = 64 * 1024
+_DESCRIPTOR = struct.Struct("i")
 
 
 class Channel:
@@ -22,6 +25,8 @@ class Channel:
         end.setblocking(False)
         self._socket = end
         self._received: bytes | None = None
+        self.descriptor = -1
+        """What came with the message that is being acted on."""
 
     @staticmethod
     def pair() -> "tuple[Channel, Channel]":
@@ -45,6 +50,10 @@ class Channel:
             return False
         return True
 
+    def send_descriptor(self, event: str, descriptor: int, **fields: "int | str") -> None:
+        """Send a message with a copy of a descriptor. Raises OSError."""
+        socket.send_fds(self._socket, [marshal.dumps((event, fields))], [descriptor])
+
     def end(self) -> None:
         """Send nothing more: behind the messages that it still has, the other end sees the end of
         the stream. What it sends can still be received."""
@@ -58,7 +67,13 @@ class Channel:
         """
         if self._received is None:
             try:
-                self._received = self._socket.recv(_MAX_MESSAGE)
+                # Not recv_fds, which forgets its flags.
+                data, ancillary, _, _ = self._socket.recvmsg(
+                    _MAX_MESSAGE, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+                )
+                for _, _, rights in ancillary:
+                    (self.descriptor,) = _DESCRIPTOR.unpack(rights)
+                self._received = data
             except BlockingIOError:
                 raise
             except OSError:
@@ -70,4 +85,7 @@ class Channel:
 
     def done(self) -> None:
         """Forget the message that was received, now that it has been acted on."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         self._received = None

@@ -4,16 +4,21 @@ Standard input first, as systemd's ``StandardInput=socket``, inetd and s6 pass i
 LISTEN_FDS convention of sd_listen_fds(3).
 """
 
+import contextlib
 import fcntl
 import os
 import socket
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+
+from sniproxy.process.notify import CANARY
+from sniproxy.process.parcel import Parcel, connections_in
 
 STANDARD_INPUT = 0
 _STANDARD_ERROR = 2
 _FIRST_LISTEN_FD = 3
 _LONGEST_COUNT = 9
+_UNNAMED = "unknown"
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
@@ -57,6 +62,60 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     return sockets
 
 
+def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
+    """Take the parcels over that the process before us has left, off the end of LISTEN_FDS: behind
+    the listening sockets, what the service manager keeps is passed (sd_listen_fds(3))."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    if environment.get("LISTEN_FDS") != str(len(names)):
+        return []
+    parcels = []
+    while names and (names[-1] == CANARY or connections_in(names[-1]) is not None):
+        name = names.pop()
+        fd = _FIRST_LISTEN_FD + len(names)
+        with contextlib.suppress(OSError):
+            one = _own(fd)
+            if one.family == socket.AF_UNIX and one.type == socket.SOCK_SEQPACKET:
+                parcels.append(Parcel(one, connections_in(name) or 0))
+            os.close(fd)
+    environment["LISTEN_FDS"] = str(len(names))
+    environment["LISTEN_FDNAMES"] = ":".join(names)
+    return parcels
+
+
+def pass_on(
+    environment: MutableMapping[str, str],
+    listening: Sequence[socket.socket],
+    names: str,
+    standard: Sequence[int],
+    parcels: Sequence[Parcel],
+) -> None:
+    """Set everything up as at a start, for the program that is run next in this process: the
+    listening sockets at the ``standard`` descriptors or, with their ``names``, behind them, then
+    the parcels. All of them are given up here."""
+    passed = [*listening, *(one.socket for one in parcels)]
+    first_free = _FIRST_LISTEN_FD + len(passed)
+    high = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in passed]
+    for one in passed:
+        one.close()
+    for fd in standard:
+        os.dup2(high[0], fd)
+    labels = names.split(":") if names else [_UNNAMED] * len(listening)
+    if standard:
+        labels, rest = [], high[1:]
+        os.close(high[0])
+    else:
+        rest = high
+    labels += [one.name for one in parcels]
+    for target, source in enumerate(rest, _FIRST_LISTEN_FD):
+        os.dup2(source, target)
+        os.close(source)
+    environment["LISTEN_PID"] = str(os.getpid())
+    environment["LISTEN_FDS"] = str(len(rest))
+    environment["LISTEN_FDNAMES"] = ":".join(labels)
+
+
 def _why_not(fd: int) -> str | None:
     """Say what ``fd`` is instead of a listening stream socket; None if it is one."""
     try:
@@ -86,12 +145,15 @@ def same_file(one: int, other: int) -> bool:
         return False
 
 
-def replace_standard_descriptors(listening: socket.socket, placeholder: int) -> None:
-    """Put ``placeholder`` where a standard descriptor is closed or the listening socket.
+def replace_standard_descriptors(listening: socket.socket, placeholder: int) -> list[int]:
+    """Put ``placeholder`` where a standard descriptor is closed or the listening socket; say which
+    were that.
 
     A copy that stayed open would keep the socket listening when we have stopped, and a number that
     is free would go to a client's connection, to be written to by whoever writes to descriptor 1.
     """
+    were = [fd for fd in (0, 1, 2) if same_file(fd, listening.fileno())]
     for fd in (0, 1, 2):
-        if not same_file(fd, fd) or same_file(fd, listening.fileno()):
+        if fd in were or not same_file(fd, fd):
             os.dup2(placeholder, fd)
+    return were

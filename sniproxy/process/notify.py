@@ -1,18 +1,100 @@
-"""Notifications to the service manager, sd_notify(3)."""
+"""The service manager: what it is told, and what it keeps for us, sd_notify(3)."""
 
+import os
+import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+BARRIER = 3.0
+"""Seconds that the manager has to act on what it was sent."""
+
+CANARY = "sniproxy-canary"
+"""What descriptors are called that are stored for a moment only, to see whether they are kept."""
+
+_MOST_AT_ONCE = 253
+"""Descriptors of one message (SCM_MAX_FD, unix(7))."""
 
 
 def notify(state: str, environment: Mapping[str, str]) -> None:
     """Send one assignment such as ``READY=1`` to NOTIFY_SOCKET, if set. Failure does not matter."""
+    try:
+        _send(state, environment)
+    except (OSError, ValueError):
+        pass
+
+
+def _send(state: str, environment: Mapping[str, str], descriptors: Sequence[int] = ()) -> None:
+    """Send assignments, a line each, with descriptors. Raises OSError, ValueError."""
     address = environment.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as manager:
-            manager.sendto(state.encode("ascii"), address)
-    except (OSError, ValueError):
-        pass
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(BARRIER if descriptors else 0)
+        manager.connect(address)
+        socket.send_fds(manager, [state.encode("ascii")], list(descriptors))
+
+
+class Store:
+    """The manager's file descriptor store (FileDescriptorStoreMax=, systemd.service(5)), which
+    outlives us when we are restarted."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.managed = bool(environment.get("NOTIFY_SOCKET"))
+        """Whether there is a manager at all, whatever it keeps."""
+
+    def has_room(self, count: int) -> bool:
+        """Say whether it takes ``count`` more descriptors.
+
+        Nobody says how many it keeps, and what it does not keep it closes without a word. So store
+        one end of as many pairs, and look whether the other ends have been hung up.
+        """
+        if not self.managed or count > _MOST_AT_ONCE:
+            return False
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        try:
+            pairs += [socket.socketpair() for _ in range(count)]
+            theirs = [their.fileno() for _, their in pairs]
+            _send(f"FDSTORE=1\nFDNAME={CANARY}", self._environment, theirs)
+            for _, their in pairs:
+                their.close()
+            if not self.settle():
+                return False
+            poll = select.poll()
+            for our, _ in pairs:
+                poll.register(our, 0)
+            return not poll.poll(0)
+        except (OSError, ValueError):
+            return False
+        finally:
+            self.remove([CANARY])
+            for pair in pairs:
+                for end in pair:
+                    end.close()
+
+    def put(self, descriptor: int, name: str) -> None:
+        """Have a descriptor kept under a name, though its other end be closed. Raises OSError."""
+        _send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", self._environment, [descriptor])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Have it forget what it keeps under these names."""
+        for name in names:
+            notify(f"FDSTOREREMOVE=1\nFDNAME={name}", self._environment)
+
+    def settle(self) -> bool:
+        """Wait until it has acted on all that it was sent; say whether it has, in time."""
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                _send("BARRIER=1", self._environment, [theirs])
+            finally:
+                os.close(theirs)
+            poll = select.poll()
+            poll.register(ours, 0)
+            return bool(poll.poll(BARRIER * 1000))
+        except (OSError, ValueError):
+            return False
+        finally:
+            os.close(ours)

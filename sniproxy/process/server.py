@@ -6,16 +6,19 @@ server says what becomes of its reports, and calls ``stop``.
 
 import functools
 import gc
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from socket import socket
 
 from sniproxy.dataplane.connections import Connections, Report
 from sniproxy.dataplane.farewell import part
+from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.listener import Listener
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
+from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, take
 from sniproxy.resolver.hosts import Hosts
 
 DRAIN = 9.5
@@ -24,6 +27,9 @@ and sooner than a ``TimeoutStopSec=10s`` kills."""
 
 CROWDED = "crowded"
 """Event: a connection waits that this process can't take."""
+
+RESERVE = 64
+"""Descriptors of a process that are none of its connections'."""
 
 FLUSH = 0.1
 """Seconds between two tries at log lines that wait."""
@@ -76,6 +82,68 @@ class Server:
     def sums(self) -> dict[str, int]:
         """Count everything since the start."""
         return self._connections.sums()
+
+    def open(self) -> int:
+        """Count the connections that are open now."""
+        return self._connections.totals.open
+
+    def adopt(self, parcels: Iterable[Parcel], most: int) -> tuple[int, int]:
+        """Go on with about ``most`` connections of who was here before, if there is room for their
+        descriptors; say how many there are now, and how many were lost."""
+        adopted = lost = 0
+        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE
+        for parcel in parcels:
+            while adopted < most and 2 * self.open() + MOST_DESCRIPTORS < room:
+                message = take(parcel.socket, time.monotonic())
+                if message is None:
+                    break
+                for carried in message.connections:
+                    try:
+                        adopt(self._connections, carried)
+                    except Exception as error:  # one connection ends here, no more
+                        self._fault(error)
+                        lost += 1
+                    else:
+                        adopted += 1
+                if message.lost:
+                    lost += message.lost
+                    self._log.warning("not_adopted", count=message.lost, problem=message.problem)
+        return adopted, lost
+
+    def hand_over(self, keep: Callable[[Parcel], None], most: int) -> None:
+        """Accept no more, and give away what is open and has no more than ``most`` descriptors.
+        ``keep`` gets a parcel for the time of the call; what it raises OSError for goes on here and
+        is finished within ``DRAIN``."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._close_listeners()
+        packer = Packer()
+        problem: OSError | None = None
+        before = self.open()
+        try:
+            hand_over(self._connections, packer.put, most)
+        except OSError as error:
+            problem = error
+        packer.close()
+        count = before - self.open()
+        for parcel in packer.parcels:
+            try:
+                keep(parcel)
+            except OSError as error:
+                problem = error
+                count -= self.adopt([parcel], parcel.count)[0]
+            parcel.socket.close()
+        left = self.open()
+        self._report("handed_over", count=count, left=left)
+        if problem is not None:
+            self._log.warning("not_handed_over", error=problem.strerror or problem)
+        if not left:
+            self._over = True
+        elif problem is None:
+            self._close_connections("no_room")
+        else:
+            self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
 
     def stop(self, reason: str) -> None:
         """Accept no more and finish what was accepted, within ``DRAIN``; ``reason`` is for the log.

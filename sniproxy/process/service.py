@@ -1,8 +1,9 @@
-"""The service: how the proxy starts, in one process or in several.
+"""The service: how the proxy starts, in one process or in several, and what comes after it.
 
 Everything that is taken from outside is taken here, once: the environment, the listening sockets,
-standard error, the working directory. One process serves by itself; of several the first becomes
-the supervisor and each of the others, forked from it, a worker.
+parcels of the process before us, standard error, the working directory. One process serves by
+itself; of several the first becomes the supervisor and each of the others, forked from it, a
+worker.
 """
 
 import contextlib
@@ -22,10 +23,14 @@ from sniproxy.process import processors, supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import (
     listening_sockets,
+    pass_on,
     replace_standard_descriptors,
     same_file,
+    stored_parcels,
 )
 from sniproxy.process.notify import notify
+from sniproxy.process.parcel import Parcel
+from sniproxy.process.renewal import Renewal, own_program
 from sniproxy.process.server import CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
@@ -34,74 +39,257 @@ from sniproxy.resolver.hosts import Hosts
 
 _STANDARD_ERROR = 2
 
+RENEW = 75
+"""Exit status that asks the service manager for a start (RestartForceExitStatus=; EX_TEMPFAIL)."""
 
-def serve(environment: MutableMapping[str, str]) -> None:
-    """Run the proxy in the working directory until it is stopped.
+
+def serve(environment: MutableMapping[str, str]) -> int:
+    """Run the proxy in the working directory until it is stopped; give the exit status.
 
     Raises ``NoListeningSocket``, and OSError where the hosts directory can't be entered.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    wanted = settings(environment)
-    listening = listening_sockets(environment)
-    # Where standard error is the listening socket (inetd), nothing may be written to it.
-    to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in listening)
-    journal = is_journal(_STANDARD_ERROR, environment)
+    while True:
+        service = _Service(environment)
+        status = service.run()
+        if status is not None:
+            return status
+        service.run_anew()
 
-    def open_log() -> Log:
-        if to_syslog:
-            return Log(SyslogSink(), wanted.level, prefixed=True)
-        return Log(sink_of(_STANDARD_ERROR), wanted.level, prefixed=journal)
 
-    log = open_log()
-    _log_unraisable(log)
-    hosts = Hosts()
-    for one in listening:
-        replace_standard_descriptors(one, hosts.fileno())
-    for complaint in wanted.complaints:
-        log.warning("bad_setting", problem=complaint)
-    limit = _raise_descriptor_limit()
-    count = wanted.workers or _workers(hosts)
-    addresses = ",".join(_address(one) for one in listening)
+class _Service:
+    """The proxy from its start to its end, in each of its processes."""
 
-    def log_start() -> None:
+    def __init__(self, environment: MutableMapping[str, str]) -> None:
+        wanted = settings(environment)
+        self._environment = environment
+        self._level = wanted.level
+        self._parcels = stored_parcels(environment)
+        self._names = environment.get("LISTEN_FDNAMES", "")
+        self._listening = listening_sockets(environment)
+        # Where standard error is the listening socket (inetd), nothing may be written to it.
+        self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in self._listening)
+        self._journal = is_journal(_STANDARD_ERROR, environment)
+        self._log = self._open_log()
+        self._hosts = Hosts()
+        self._standard: list[int] = []
+        for one in self._listening:
+            self._standard += replace_standard_descriptors(one, self._hosts.fileno())
+        for complaint in wanted.complaints:
+            self._log.warning("bad_setting", problem=complaint)
+        self._limit = _raise_descriptor_limit()
+        self._count = wanted.workers or _workers(self._hosts)
+        self._program = own_program(self._hosts.fileno())
+        self._renewal = Renewal(environment, self._program)
+
+    def run(self) -> int | None:
+        """Serve; give the exit status, or None where the program is to be run anew."""
+        if not self._parcels:
+            self._log_start()
+        handed_over = self._run_alone() if self._count == 1 else self._run_workers()
+        if not handed_over:
+            return 0
+        if self._renewal.store.managed:
+            self._renewal.store.settle()
+            return RENEW
+        return None
+
+    def run_anew(self) -> None:
+        """Run the program in this process. Returns where that fails: then all is as at a start."""
+        self._log.close()
+        self._hosts.close()
+        parcels = self._renewal.parcels
+        pass_on(self._environment, self._listening, self._names, self._standard, parcels)
+        program = self._program or []
+        try:
+            os.execve(program[0], program, dict(self._environment))  # noqa: S606 - it is our own
+        except OSError as error:
+            log = self._open_log()
+            log.error("not_renewed", problem=f"{program[0]}: {error.strerror}")
+            log.close()
+
+    def _open_log(self) -> Log:
+        if self._to_syslog:
+            log = Log(SyslogSink(), self._level, prefixed=True)
+        else:
+            log = Log(sink_of(_STANDARD_ERROR), self._level, prefixed=self._journal)
+        _log_unraisable(log)
+        return log
+
+    def _log_start(self, **adopted: int) -> None:
         """Tell that a signal is now taken as we promise."""
-        log.info(
+        self._log.info(
             "start",
             version=__version__,
             flavour="hashed" if flavour.HASHED else "plain",
             pid=os.getpid(),
-            workers=count,
-            listen=addresses,
-            descriptors=limit,
+            workers=self._count,
+            listen=",".join(map(_address, self._listening)),
+            descriptors=self._limit,
+            **adopted,
         )
 
-    def ready() -> None:
-        notify("READY=1", environment)
+    def _ready(self, adopted: int) -> None:
+        """Tell that we serve, ``adopted`` connections of the process before us among others."""
+        if self._parcels:
+            passed = sum(parcel.count for parcel in self._parcels)
+            self._log_start(adopted=adopted, lost=max(0, passed - adopted))
+            self._close_parcels()
+        self._renewal.store.remove({parcel.name for parcel in self._parcels})
+        self._parcels = []
+        notify("READY=1", self._environment)
 
-    def stopping() -> None:
-        notify("STOPPING=1", environment)
+    def _close_parcels(self) -> None:
+        for parcel in self._parcels:
+            parcel.socket.close()
 
-    if count == 1:
-        server = Server(listening, hosts, log, log.info)
-        handlers = _handle_signals(server, log, stopping)
-        log_start()
-        ready()
-        _run_alone(server, handlers)
-        return
-
-    def close_listening() -> None:
-        stopping()
-        for one in listening:
+    def _stopping(self) -> None:
+        """Tell that we accept no more, and give up our copies of the listening sockets."""
+        notify("STOPPING=1", self._environment)
+        for one in self._listening:
             one.close()
 
-    # What was made up to now is shared by all workers, as long as nobody looks for garbage in it.
-    gc.collect()
-    gc.freeze()
-    first = Supervisor(count, log, ready, close_listening)
-    log_start()
-    channel = first.run()
-    if channel is not None:
-        _work(channel, listening, hosts, open_log(), count)
+    # One process.
+
+    def _run_alone(self) -> bool:
+        """Serve in the only process; say whether its connections have been given away."""
+        log = self._log
+        # Copies, since it closes them, and the program that is run anew needs them.
+        server = Server([one.dup() for one in self._listening], self._hosts, log, log.info)
+        handlers = SignalHandlers(server.poller)
+        alone = _Alone(server, self._stopping)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            handlers.handle(number, functools.partial(alone.stop_or_end, number.name))
+        handlers.handle(signal.SIGINT, lambda: alone.stop_now(signal.SIGINT.name))
+        handlers.handle(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+        renew = functools.partial(self._renewal.ask, server.poller, alone, log)
+        handlers.handle(signal.SIGUSR2, renew)
+        # Also those that whoever started us had blocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        adopted, _ = server.adopt(self._parcels, sys.maxsize)
+        self._ready(adopted)
+        server.run()
+        # What can't be given back for want of memory, the kernel takes: this is the end.
+        with contextlib.suppress(MemoryError):
+            # One more signal must not find the loop half closed.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            handlers.close()
+            server.close()
+        return alone.handed_over
+
+    # Several.
+
+    def _run_workers(self) -> bool:
+        """Supervise, or be a worker; say whether the connections have been given away."""
+        # What was made up to now is shared by all workers, as long as nobody looks for garbage in
+        # it.
+        gc.collect()
+        gc.freeze()
+        first = Supervisor(
+            self._count,
+            self._log,
+            self._ready,
+            self._stopping,
+            self._renewal,
+            parcels=bool(self._parcels),
+        )
+        channel = first.run()
+        if channel is None:
+            return first.handed_over
+        self._log = self._open_log()
+        self._work(channel, first.number)
+        return False
+
+    def _work(self, channel: Channel, number: int) -> None:
+        """Serve as one worker, as the supervisor says."""
+        log = self._log
+
+        def report(event: str, **fields: int | str) -> None:
+            try:
+                gone = not channel.send(event, **fields)
+            except BlockingIOError:
+                return  # it hangs; what is said meanwhile is not worth to wait for
+            if gone and event != CROWDED:
+                # There is nobody any more to make one line of all workers'.
+                log.info(event, **fields)
+
+        server = Server(self._listening, self._hosts, log, report, self._count)
+
+        def give(parcel: Parcel) -> None:
+            channel.send_descriptor(supervisor.PARCEL, parcel.socket.fileno(), count=parcel.count)
+
+        def receive() -> None:
+            try:
+                message = channel.receive()
+            except BlockingIOError:
+                return
+            if message is None:
+                server.stop("supervisor_gone")
+                server.poller.unwatch(channel.fileno())
+                log.warning("supervisor_gone", pid=os.getpid())
+                return
+            event, fields = message
+            if event == supervisor.SUMS:
+                report(event, **server.sums())
+            elif event == supervisor.LOOK:
+                server.look()
+            elif event == supervisor.COUNT:
+                report(event, open=server.open())
+            elif event == supervisor.ADOPT:
+                adopted, _ = server.adopt(self._parcels, sys.maxsize)
+                self._close_parcels()
+                report(event, adopted=adopted)
+            elif event == supervisor.HAND_OVER:
+                server.hand_over(give, int(fields["most"]))
+            elif event == supervisor.STOP:
+                server.stop(str(fields["reason"]))
+            else:
+                server.stop_now(str(fields["reason"]))
+            channel.done()
+
+        server.poller.attend(channel.fileno(), receive)
+        parcels = self._parcels
+        share = sum(parcel.count for parcel in parcels) // self._count + 1
+        first = number * len(parcels) // self._count
+        adopted, _ = server.adopt([*parcels[first:], *parcels[:first]], share)
+        report(supervisor.READY, adopted=adopted)
+        server.run()
+        with contextlib.suppress(MemoryError):  # as above
+            server.close()
+            channel.close()
+
+
+class _Alone:
+    """The only process, as ``renewal.Owner`` and as signals want it."""
+
+    def __init__(self, server: Server, stopping: Callable[[], None]) -> None:
+        self._server = server
+        self._stopping = stopping
+        self.handed_over = False
+
+    def count(self, then: Callable[[list[int]], object]) -> None:
+        then([self._server.open()])
+
+    def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
+        if not self._server.stopping:
+            self.handed_over = True
+            self._server.hand_over(keep, shares[0])
+
+    def stop(self, reason: str) -> None:
+        if not self._server.stopping:
+            self._stopping()
+            self._server.stop(reason)
+
+    def stop_or_end(self, reason: str) -> None:
+        """Accept no more and finish; asked for again, close everything."""
+        if self._server.stopping:
+            self.stop_now(reason)
+        else:
+            self.stop(reason)
+
+    def stop_now(self, reason: str) -> None:
+        self.handed_over = False
+        self._server.stop_now(reason)
 
 
 def _log_unraisable(log: Log) -> None:
@@ -122,82 +310,6 @@ def _workers(hosts: Hosts) -> int:
     if os.path.samestat(os.stat("/"), os.fstat(hosts.fileno())):
         return len(os.sched_getaffinity(0))
     return processors.usable()
-
-
-def _handle_signals(server: Server, log: Log, stopping: Callable[[], None]) -> SignalHandlers:
-    """Have the only process act on signals, also on those that whoever started us had blocked."""
-    handlers = SignalHandlers(server.poller)
-
-    def stop(number: signal.Signals) -> None:
-        if server.stopping:
-            server.stop_now(number.name)
-            return
-        stopping()
-        server.stop(number.name)
-
-    for number in (signal.SIGHUP, signal.SIGTERM):
-        handlers.handle(number, functools.partial(stop, number))
-    handlers.handle(signal.SIGINT, lambda: server.stop_now(signal.SIGINT.name))
-    handlers.handle(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return handlers
-
-
-def _run_alone(server: Server, handlers: SignalHandlers) -> None:
-    """Serve in the only process."""
-    server.run()
-    # What can't be given back for want of memory, the kernel takes: this is the end.
-    with contextlib.suppress(MemoryError):
-        # One more signal must not find the loop half closed.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        handlers.close()
-        server.close()
-
-
-def _work(
-    channel: Channel, listening: Sequence[socket], hosts: Hosts, log: Log, count: int
-) -> None:
-    """Serve as one worker of ``count``, as the supervisor says."""
-
-    def report(event: str, **fields: int | str) -> None:
-        try:
-            gone = not channel.send(event, **fields)
-        except BlockingIOError:
-            return  # it hangs; what is said meanwhile is not worth to wait for
-        if gone and event != CROWDED:
-            # There is nobody any more to make one line of all workers'.
-            log.info(event, **fields)
-
-    _log_unraisable(log)
-    server = Server(listening, hosts, log, report, count)
-
-    def receive() -> None:
-        try:
-            message = channel.receive()
-        except BlockingIOError:
-            return
-        if message is None:
-            server.stop("supervisor_gone")
-            server.poller.unwatch(channel.fileno())
-            log.warning("supervisor_gone", pid=os.getpid())
-            return
-        event, fields = message
-        if event == supervisor.SUMS:
-            report(event, **server.sums())
-        elif event == supervisor.LOOK:
-            server.look()
-        elif event == supervisor.STOP:
-            server.stop(str(fields["reason"]))
-        else:
-            server.stop_now(str(fields["reason"]))
-        channel.done()
-
-    server.poller.attend(channel.fileno(), receive)
-    report(supervisor.READY)
-    server.run()
-    with contextlib.suppress(MemoryError):  # as above
-        server.close()
-        channel.close()
 
 
 def _raise_descriptor_limit() -> int:

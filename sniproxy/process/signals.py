@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 from sniproxy.dataplane.poller import Poller
 
-SIGNALS = frozenset({signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD})
+SIGNALS = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGCHLD,
+    }
+)
 """All that any of our processes acts on."""
 
 _NOTHING = 0

@@ -15,8 +15,9 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from socket import socket
 
 from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.listener import PAUSE
@@ -24,12 +25,16 @@ from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.process.channel import Channel, Fields
+from sniproxy.process.parcel import Parcel
+from sniproxy.process.renewal import Renewal
 from sniproxy.process.server import CROWDED, DRAIN, FLUSH
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 
-READY, STOP, STOP_NOW, SUMS, LOOK = "ready", "stop", "stop_now", "totals", "look"
-"""Messages: the first from a worker, the others to it. Whatever else a worker sends is an event for
-the log, as are its answers to STOP and SUMS, which have the same names."""
+READY, PARCEL = "ready", "parcel"
+STOP, STOP_NOW, SUMS, LOOK = "stop", "stop_now", "totals", "look"
+COUNT, ADOPT, HAND_OVER, HANDED_OVER = "count", "adopt", "hand_over", "handed_over"
+"""Messages: the first two from a worker, the others to it. Whatever else a worker sends is an event
+for the log, as are its answers to STOP, SUMS and HAND_OVER."""
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -39,11 +44,21 @@ successors has lived for longer than the longest."""
 ANSWER = 1.0
 """Seconds that a worker has to answer before the line is written without it."""
 
+LAGGARDS = 2.0
+"""Seconds from the first worker that serves until we are ready without the others."""
+
+HANDING_OVER = 2.0
+"""Seconds without a word after which a worker that is to hand over is killed: the others'
+connections wait for it."""
+
 GRACE = 0.3
 """Seconds after ``DRAIN`` for workers to close what is left; then they are killed."""
 
 NOBODY = -1
 """In place of a worker's number."""
+
+_LAST_WORDS = (HANDED_OVER, "connections_closed", "exit")
+_LOOK_AT_LAGGARDS = 0.1
 
 
 @dataclass(slots=True)
@@ -58,6 +73,10 @@ class _Worker:
     pid: int = NOBODY
     code: int | None = None
     """How it ended, as far as that is known."""
+    open: int = 0
+    """Connections, when it was last asked."""
+    patience: float = float("inf")
+    """When it is killed, while it hands over."""
 
 
 @dataclass(slots=True)
@@ -69,19 +88,30 @@ class _Question:
 
 
 class Supervisor:
-    """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve,
-    ``stopping`` as soon as it is stopped: then our copies of the listening sockets are closed."""
+    """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve, with
+    the number of connections that they have adopted where there were ``parcels``; ``stopping`` as
+    soon as it is stopped: then our copies of the listening sockets are closed."""
 
     def __init__(
         self,
         count: int,
         log: Log,
-        ready: Callable[[], None],
+        ready: Callable[[int], None],
         stopping: Callable[[], None],
+        renewal: Renewal,
+        *,
+        parcels: bool = False,
     ) -> None:
         self._log = log
         self._ready = ready
         self._when_stopping = stopping
+        self._parcels = parcels
+        self._keep: Callable[[Parcel], None] | None = None
+        self._counted: Callable[[list[int]], object] | None = None
+        self.handed_over = False
+        """Whether what was open has been given away, and not only ended."""
+        self.number = NOBODY
+        """In a worker, which one it is."""
         self._poller = Poller(self._fault)
         self._later = self._poller.timers.later
         log.on_backlog = Sweep(self._later, FLUSH, log.flush).wake
@@ -102,6 +132,8 @@ class Supervisor:
             self._handlers.handle(number, functools.partial(self._stop, number))
         self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
         self._handlers.handle(signal.SIGUSR1, self._ask_for_sums)
+        renew = functools.partial(renewal.ask, self._poller, self, log)
+        self._handlers.handle(signal.SIGUSR2, renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
     def run(self) -> Channel | None:
@@ -115,7 +147,7 @@ class Supervisor:
             # One more signal must not find the loop half closed.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             self._report_refusals()
-            for event in ("connections_closed", "exit"):
+            for event in _LAST_WORDS:
                 fields = self._questions[event].fields
                 if fields:
                     self._log.info(event, **fields)
@@ -127,7 +159,8 @@ class Supervisor:
     def _turned(self) -> bool:
         """Do what is to be done between two turns; say whether that was the last."""
         if self._reason:
-            self._begin_to_stop()
+            self._when_stopping()
+            self._await_last_words()
             self._ask(STOP, reason=self._reason)
             self._reason = ""
         if self._to_fork and not self._stopping:
@@ -168,6 +201,7 @@ class Supervisor:
         if worker.pid:
             theirs.close()
             return None
+        self.number = number
         try:
             self._forsake()
         except BaseException:  # nothing of the supervisor may go on in a second process
@@ -255,6 +289,9 @@ class Supervisor:
             self._hear_no_more(worker)
             return False
         event, fields = message
+        if worker.patience != float("inf"):
+            more = HANDING_OVER if event == PARCEL else DRAIN + GRACE
+            worker.patience = time.monotonic() + more
         # What can fail comes before the message is done, what is counted after it: once.
         if event == "refused":
             self._refusals.wake()
@@ -264,8 +301,14 @@ class Supervisor:
             return True
         if event == CROWDED:
             self._have_others_look(worker)
+        elif event == PARCEL:
+            self._pass_on(worker, int(fields["count"]))
         elif event in self._questions:
             question = self._questions[event]
+            if event == COUNT:
+                worker.open = int(fields["open"])
+            elif event == READY and not question.fields:
+                self._later(LAGGARDS, question.awaited.clear)
             if not question.awaited.isdisjoint((worker.number, NOBODY)):
                 said = _sum(question.fields, fields)
                 worker.channel.done()
@@ -285,8 +328,15 @@ class Supervisor:
 
     def _conclude(self, event: str, question: _Question) -> None:
         """Act on what all workers have said, or on what some have said in time."""
-        if event == READY:
-            self._ready()
+        if event == READY and self._parcels:
+            self._parcels = False
+            # Whoever has room takes what others had none for.
+            self._ask(ADOPT, adopted=question.fields.get("adopted", 0))
+        elif event in (READY, ADOPT):
+            self._ready(int(question.fields.get("adopted", 0)))
+        elif event == COUNT:
+            if self._counted is not None:
+                self._counted([worker.open for worker in self._workers.values()])
         elif event == SUMS:
             # Somebody has just asked for it.
             self._log.reply(event, **question.fields)
@@ -294,7 +344,7 @@ class Supervisor:
             self._log.info(event, **question.fields)
         self._questions.pop(event, None)
 
-    def _ask(self, event: str, **fields: str) -> None:
+    def _ask(self, event: str, **fields: int | str) -> None:
         """Send a message to all workers, and conclude when they have answered or time is up."""
         if event not in self._questions:
             question = _Question(set(self._workers), {**fields})
@@ -312,28 +362,68 @@ class Supervisor:
             self._refused = {}
         return False
 
+    # The next process (``renewal.Owner``).
+
+    def count(self, then: Callable[[list[int]], object]) -> None:
+        self._counted = then
+        self._ask(COUNT)
+
+    def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
+        if self._stopping:
+            return
+        self._later(_LOOK_AT_LAGGARDS, self._kill_who_hangs)
+        self._await_last_words()
+        self._keep = keep
+        self._stopping = self.handed_over = True
+        for worker, share in zip(self._workers.values(), shares, strict=False):
+            worker.patience = time.monotonic() + HANDING_OVER
+            _tell(worker, HAND_OVER, most=share)
+
+    def stop(self, reason: str) -> None:
+        if self._stopping:
+            return
+        self._later(DRAIN + GRACE, self._kill)
+        # From here on it is asked for: what is still to be done is done between two turns.
+        self._reason = reason
+        self._stopping = True
+
+    def _pass_on(self, worker: _Worker, count: int) -> None:
+        """Have a parcel of a worker's kept."""
+        with socket(fileno=os.dup(worker.channel.descriptor)) as one:
+            try:
+                if self._keep is not None:
+                    self._keep(Parcel(one, count))
+            except OSError as error:
+                problem = error.strerror or error
+                self._log.error("connections_lost", count=count, problem=problem)
+
+    def _kill_who_hangs(self) -> float:
+        """End workers that have not said a word in time; give the seconds to the next look."""
+        for worker in self._workers.values():
+            if worker.patience < time.monotonic():
+                os.kill(worker.pid, signal.SIGKILL)
+        return _LOOK_AT_LAGGARDS
+
     # The end.
 
     def _stop(self, number: signal.Signals) -> None:
         """Have all workers accept no more and finish; at the second signal, stop now."""
         if self._stopping:
             self._stop_now(number)
-            return
-        self._later(DRAIN + GRACE, self._kill)
-        # From here on it is asked for: what is still to be done is done between two turns.
-        self._reason = number.name
-        self._stopping = True
+        else:
+            self.stop(number.name)
 
     def _stop_now(self, number: signal.Signals) -> None:
         self._later(GRACE, self._kill)
-        self._begin_to_stop()
+        self._when_stopping()
+        self._await_last_words()
+        self.handed_over = False
         for worker in self._workers.values():
             _tell(worker, STOP_NOW, reason=number.name)
         self._stopping = True
 
-    def _begin_to_stop(self) -> None:
-        self._when_stopping()
-        for event in ("connections_closed", "exit"):
+    def _await_last_words(self) -> None:
+        for event in _LAST_WORDS:
             if event not in self._questions:
                 # Nobody's answer concludes these: ``run`` does, when all have left.
                 self._questions[event] = _Question({NOBODY})
@@ -348,13 +438,13 @@ class Supervisor:
         self._log.error("unexpected_error", type=type(error).__name__, error=error)
 
 
-def _tell(worker: _Worker, event: str, **fields: str) -> None:
+def _tell(worker: _Worker, event: str, **fields: int | str) -> None:
     """Send a message to a worker. One that hangs has not heard hundreds before; of those that come
     then, only the order to stop must not be lost, and the end of the stream is one."""
     try:
         worker.channel.send(event, **fields)
     except BlockingIOError:
-        if event in (STOP, STOP_NOW):
+        if event in (STOP, STOP_NOW, HAND_OVER):
             worker.channel.end()
 
 

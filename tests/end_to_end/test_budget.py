@@ -271,7 +271,7 @@ import os, signal, sys
 def tell(*_):
     with open(os.environ["BLOCKS"], "a") as file:
         print(sys.getallocatedblocks(), file=file)
-signal.signal(signal.SIGUSR2, tell)
+signal.signal(signal.SIGRTMIN, tell)
 from sniproxy.commands import sniproxy
 sys.exit(sniproxy())
 """
@@ -290,7 +290,7 @@ def test_blocks_of_idle_and_of_finished_connections(
 
     def blocks() -> int:
         lines = path.read_text().count("\n")
-        proxy.process.send_signal(signal.SIGUSR2)
+        proxy.process.send_signal(signal.SIGRTMIN)
         while (text := path.read_text()).count("\n") == lines:
             assert proxy.process.poll() is None, proxy.log
             os.sched_yield()

@@ -1,0 +1,277 @@
+"""The state of connections on their way from one process to the next: a format, and its parser.
+
+A message holds the states of up to ``MOST`` connections. Beside it travel their descriptors, in the
+order of the states, and behind them, only where there are bytes that were read and not yet passed
+on, one memory file that holds all of those in the same order. Sans I/O: bytes and numbers in,
+values out.
+
+The process that wrote a message may have been broken into, since a restart is how a hole is closed.
+So every field is checked, and a message that contradicts itself anywhere is none at all.
+
+The format is described in docs/handover.md. A change of it takes a new ``FORMAT``; the one of the
+release before stays readable.
+"""
+
+import enum
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, SocketType, inet_ntop, inet_pton
+
+from sniproxy.parser.host_name import MAX_LENGTH, canonical
+from sniproxy.resolver.proxy_header import SocketAddress
+
+FORMAT = 1
+"""The number that every message begins with."""
+
+READABLE = frozenset({FORMAT})
+"""The formats that this release reads."""
+
+MOST = 126
+"""Connections of a message: two descriptors each and the memory file are 253 (SCM_MAX_FD of the
+kernel's include/net/scm.h, unix(7))."""
+
+MAX_UNSENT = 3 * 1024 * 1024
+"""Bytes of one direction: a whole hello with its records and a PROXY header, or a full pipe."""
+
+_HEADER = struct.Struct("!HH")
+_KIND = struct.Struct("!B")
+_TIMES = struct.Struct("!dd")
+_DIRECTION = struct.Struct("!QBI")
+_RECEIVED = struct.Struct("!I")
+_LEFT = struct.Struct("!q")
+_PORT = struct.Struct("!H")
+_IPV6 = struct.Struct("!II")
+_NO_ADDRESS, _IPV4_ADDRESS, _IPV6_ADDRESS = 0, 4, 6
+_UNLIMITED = -1
+
+
+class Kind(enum.IntEnum):
+    """What a connection is doing."""
+
+    RELAYED = 1
+    ARRIVING = 2
+    LEAVING = 3
+
+
+class StateError(ValueError):
+    """What is no message of a format that we read; says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """One direction of a relayed connection: bytes that the receiver has taken, how far it is
+    (``relay.FLOWING``, ``FINISHED`` or ``SEVERED``), and bytes that it has not taken yet."""
+
+    moved: int
+    ended: int
+    unsent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A connection with its backend. The times are of the monotonic clock, 0 where nobody has
+    noted them; ``host`` is empty likewise."""
+
+    address: SocketAddress
+    host: str
+    accepted_at: float
+    decided_at: float
+    up: Direction
+    down: Direction
+
+    kind = Kind.RELAYED
+    descriptors = 2
+
+    @property
+    def unsent(self) -> int:
+        return self.up.unsent + self.down.unsent
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A client whose hello is not complete, or that waits for its backend; ``unsent`` bytes of it
+    have been read."""
+
+    address: SocketAddress
+    accepted_at: float
+    unsent: int
+
+    kind = Kind.ARRIVING
+    descriptors = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A client that has been sent its last byte; at most ``left`` bytes of it are still to be read,
+    None for any number."""
+
+    left: int | None
+
+    kind = Kind.LEAVING
+    descriptors = 1
+    unsent = 0
+
+
+State = Relayed | Arriving | Leaving
+
+
+@dataclass(slots=True)
+class Carried:
+    """A connection on its way: its state, its sockets (the client's, the backend's), and the bytes
+    that it holds unsent, those from the client first."""
+
+    state: State
+    sockets: list[SocketType]
+    unsent: bytes
+
+
+def encode(states: Sequence[State]) -> bytes:
+    """Write a message of at most ``MOST`` states."""
+    parts = [_HEADER.pack(FORMAT, len(states))]
+    for state in states:
+        parts.append(_KIND.pack(state.kind))
+        if isinstance(state, Relayed):
+            host = state.host.encode("ascii")
+            parts += [_address(state.address), _KIND.pack(len(host)), host]
+            parts.append(_TIMES.pack(state.accepted_at, state.decided_at))
+            parts += [
+                _DIRECTION.pack(one.moved, one.ended, one.unsent) for one in (state.up, state.down)
+            ]
+        elif isinstance(state, Arriving):
+            parts += [_address(state.address), _TIMES.pack(state.accepted_at, 0.0)]
+            parts.append(_RECEIVED.pack(state.unsent))
+        else:
+            parts.append(_LEFT.pack(_UNLIMITED if state.left is None else state.left))
+    return b"".join(parts)
+
+
+def decode(message: bytes, now: float) -> list[State]:
+    """Read a message at the time ``now`` of the monotonic clock. Raises ``StateError``."""
+    return _Reader(message, now).states()
+
+
+def formats_line() -> str:
+    """Say which formats this release reads, for the process that would hand over to it."""
+    return f"hand-over formats: {' '.join(map(str, sorted(READABLE)))}"
+
+
+def reads_ours(text: str) -> bool:
+    """Say whether one of these lines is a ``formats_line`` with the format that we write."""
+    start, _, _ = formats_line().partition(":")
+    lines = (line.partition(":") for line in text.splitlines())
+    return any(name == start and str(FORMAT) in rest.split() for name, _, rest in lines)
+
+
+def descriptors(states: Sequence[State]) -> int:
+    """Count the descriptors that must have come with these states."""
+    return sum(state.descriptors for state in states) + any(state.unsent for state in states)
+
+
+def _address(address: SocketAddress) -> bytes:
+    if not isinstance(address, tuple):
+        return _KIND.pack(_NO_ADDRESS)
+    host, port = address[0], _PORT.pack(address[1])
+    if ":" not in host:
+        return _KIND.pack(_IPV4_ADDRESS) + inet_pton(AF_INET, host) + port
+    host = host.partition("%")[0]
+    rest = address[2:] if len(address) == 4 else (0, 0)
+    return _KIND.pack(_IPV6_ADDRESS) + inet_pton(AF_INET6, host) + port + _IPV6.pack(*rest)
+
+
+class _Reader:
+    """Takes a message apart, front to back."""
+
+    def __init__(self, message: bytes, now: float) -> None:
+        self._message = message
+        self._now = now
+        self._position = 0
+
+    def states(self) -> list[State]:
+        number, count = self._fields(_HEADER)
+        if number not in READABLE:
+            raise StateError(f"format {number}, and not one of {sorted(READABLE)}")
+        if not 1 <= count <= MOST:
+            raise StateError(f"{count} connections, and not 1 to {MOST}")
+        states = [self._state() for _ in range(count)]
+        if self._position != len(self._message):
+            raise StateError("bytes behind the last state")
+        return states
+
+    def _state(self) -> State:
+        (kind,) = self._fields(_KIND)
+        if kind == Kind.RELAYED:
+            return self._relayed()
+        if kind == Kind.ARRIVING:
+            address = self._address()
+            accepted_at, nothing = self._fields(_TIMES)
+            (size,) = self._fields(_RECEIVED)
+            if nothing != 0:
+                raise StateError("an undecided hello with a time of its decision")
+            return Arriving(address, self._time(accepted_at), _bounded(size))
+        if kind == Kind.LEAVING:
+            (left,) = self._fields(_LEFT)
+            if left < _UNLIMITED:
+                raise StateError(f"{left} bytes left to be read")
+            return Leaving(None if left == _UNLIMITED else left)
+        raise StateError(f"a connection of kind {kind}")
+
+    def _relayed(self) -> Relayed:
+        address = self._address()
+        (length,) = self._fields(_KIND)
+        if length > MAX_LENGTH:
+            raise StateError(f"a host name of {length} bytes")
+        name = self._take(length)
+        host = canonical(name) if name else ""
+        if host is None or host.encode("ascii") != name:
+            raise StateError("a host name that is none")
+        accepted_at, decided_at = map(self._time, self._fields(_TIMES))
+        if decided_at and decided_at < accepted_at:
+            raise StateError("a hello that was complete before the client was accepted")
+        up, down = self._direction(), self._direction()
+        if up.ended and down.ended:
+            raise StateError("a connection that has ended")
+        return Relayed(address, host, accepted_at, decided_at, up, down)
+
+    def _direction(self) -> Direction:
+        moved, ended, unsent = self._fields(_DIRECTION)
+        if ended > 2:
+            raise StateError(f"a direction in state {ended}")
+        if ended and unsent:
+            raise StateError("unsent bytes in a direction that has ended")
+        return Direction(moved, ended, _bounded(unsent))
+
+    def _address(self) -> SocketAddress:
+        (family,) = self._fields(_KIND)
+        if family == _NO_ADDRESS:
+            return ""
+        if family == _IPV4_ADDRESS:
+            host = inet_ntop(AF_INET, self._take(4))
+            return host, *self._fields(_PORT)
+        if family == _IPV6_ADDRESS:
+            host = inet_ntop(AF_INET6, self._take(16))
+            (port,) = self._fields(_PORT)
+            flow, scope = self._fields(_IPV6)
+            return host, port, flow, scope
+        raise StateError(f"an address of family {family}")
+
+    def _time(self, seconds: float) -> float:
+        if not math.isfinite(seconds) or not 0 <= seconds <= self._now:
+            raise StateError("a time that has not been yet")
+        return seconds
+
+    def _fields(self, layout: struct.Struct) -> tuple:  # type: ignore[type-arg]
+        return layout.unpack(self._take(layout.size))
+
+    def _take(self, size: int) -> bytes:
+        start, self._position = self._position, self._position + size
+        if self._position > len(self._message):
+            raise StateError("a message that is cut short")
+        return self._message[start : self._position]
+
+
+def _bounded(size: int) -> int:
+    if size > MAX_UNSENT:
+        raise StateError(f"{size} unsent bytes of one direction: at most {MAX_UNSENT} can be")
+    return size

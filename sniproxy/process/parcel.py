@@ -1,0 +1,252 @@
+"""Parcels: connections on their way from a process that stops to the one that starts next.
+
+A parcel is the receiving end of a pair of Unix sockets that keep messages apart, with the messages
+already in its queue and the sending end closed. So whoever keeps connections for us, the service
+manager or exec(2), keeps one descriptor for thousands, and whoever reads takes a message (its
+states, their descriptors, a memory file of unsent bytes) as a whole or not at all.
+
+What is taken may come from a process that was broken into: descriptors are what they should be, or
+the message is lost. (``dataplane.state`` judges the bytes.)
+"""
+
+import array
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    MSG_DONTWAIT,
+    MSG_TRUNC,
+    SCM_RIGHTS,
+    SO_ACCEPTCONN,
+    SO_LINGER,
+    SO_SNDBUF,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    SocketType,
+    socket,
+    socketpair,
+)
+from struct import Struct
+
+from sniproxy.dataplane.state import MOST, Carried, State, StateError, decode, descriptors, encode
+
+NAME = "sniproxy-parcel"
+"""What each parcel is called where it is kept (FDNAME=, sd_notify(3)), followed by ``.`` and the
+number of connections in it."""
+
+_NAMED = re.compile(rf"{NAME}\.([0-9]{{1,7}})")
+
+MOST_DESCRIPTORS = 2 * MOST + 1
+
+_SEND_BUFFER = 1 << 20
+"""Bytes that may wait in a parcel. The kernel gives what net.core.wmem_max allows (212,992 by
+default): more than 2,000 connections."""
+
+_LARGEST_MESSAGE = 64 * 1024
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_NO_LINGER = Struct("ii").pack(0, 0)
+_FAMILIES = (AF_INET, AF_INET6, AF_UNIX)
+
+
+def connections_in(name: str) -> int | None:
+    """Read off a parcel's name how many connections it is said to hold; None for another name."""
+    match = _NAMED.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A parcel: the socket to read from, and how many connections it is said to hold."""
+
+    socket: socket
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{NAME}.{self.count}"
+
+
+class Packer:
+    """Makes parcels. What has not been put when ``put`` raises is still the caller's."""
+
+    def __init__(self) -> None:
+        self.parcels: list[Parcel] = []
+        self._sender: socket | None = None
+
+    def put(self, carried: Sequence[Carried]) -> None:
+        """Put connections into a parcel: copies of their sockets, which stay the caller's. Raises
+        OSError."""
+        states = [one.state for one in carried]
+        unsent = [one.unsent for one in carried if one.unsent]
+        memory = _memory(unsent) if unsent else None
+        try:
+            numbers = [socket.fileno() for one in carried for socket in one.sockets]
+            if memory is not None:
+                numbers.append(memory)
+            rights = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", numbers))]
+            message = encode(states)
+            sender = self._sender or self._begin()
+            try:
+                sender.sendmsg([message], rights, MSG_DONTWAIT)
+            except BlockingIOError:
+                # It is full.
+                self._begin().sendmsg([message], rights, MSG_DONTWAIT)
+            self.parcels[-1].count += len(states)
+        finally:
+            if memory is not None:
+                os.close(memory)
+
+    def close(self) -> None:
+        """Close the last parcel: who has read it then sees its end."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+    def _begin(self) -> socket:
+        sender, receiver = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        sender.setsockopt(SOL_SOCKET, SO_SNDBUF, _SEND_BUFFER)
+        self.close()
+        self._sender = sender
+        self.parcels.append(Parcel(receiver, 0))
+        return sender
+
+
+@dataclass(slots=True)
+class Message:
+    """What a message held: connections, and how many were lost and why. What belonged to those has
+    been closed."""
+
+    connections: list[Carried]
+    lost: int = 0
+    problem: str = ""
+
+
+def take(parcel: socket, now: float) -> Message | None:
+    """Take the next message, None where there is none left. Raises OSError.
+
+    There must be room for ``MOST_DESCRIPTORS`` more descriptors: what does not fit is closed by the
+    kernel (MSG_CTRUNC).
+    """
+    space = CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+    try:
+        # Not recv_fds, which forgets its flags: no other program may get these.
+        message, ancillary, flags, _ = parcel.recvmsg(
+            _LARGEST_MESSAGE, space, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+        )
+    except BlockingIOError:
+        return None  # its sender is still there, and is none of ours
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    if not message and not numbers:
+        return None
+    try:
+        if flags & (MSG_CTRUNC | MSG_TRUNC):
+            raise StateError("a message that did not fit")
+        states = decode(message, now)
+        if len(numbers) != descriptors(states):
+            raise StateError(f"{len(numbers)} descriptors, and not {descriptors(states)}")
+    except StateError as error:
+        for number in numbers:
+            _close(number)
+        return Message([], max(1, len(numbers) // 2), str(error))
+    return _unpacked(states, list(numbers))
+
+
+def _unpacked(states: list[State], numbers: list[int]) -> Message:
+    """Give each state what is its own."""
+    result = Message([])
+    memory = numbers.pop() if any(state.unsent for state in states) else None
+    size = sum(state.unsent for state in states)
+    offset = 0
+    for state in states:
+        mine, numbers = numbers[: state.descriptors], numbers[state.descriptors :]
+        try:
+            start, offset = offset, offset + state.unsent
+            unsent = _read(memory, size, start, state.unsent) if state.unsent else b""
+            _check(mine)
+        except StateError as error:
+            result.lost += 1
+            result.problem = str(error)
+            for number in mine:
+                _close(number)
+            continue
+        sockets = [SocketType(fileno=number) for number in mine]
+        result.connections.append(Carried(state, sockets, unsent))
+    if memory is not None:
+        _close(memory)
+    return result
+
+
+def _check(numbers: Sequence[int]) -> None:
+    """See that these are a client's connected socket, and its backend's. Raises StateError."""
+    for place, number in enumerate(numbers):
+        try:
+            one = SocketType(fileno=number)
+        except OSError as error:
+            raise StateError(f"a descriptor that is no socket: {error.strerror}") from None
+        try:
+            if one.type != SOCK_STREAM or one.family not in _FAMILIES:
+                raise StateError("a socket that is none of a stream")
+            if place and one.family != AF_UNIX:
+                raise StateError("a backend that is no Unix socket")
+            if one.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
+                raise StateError("a socket that listens")
+            # Else to close it might take as long as whoever set it likes.
+            one.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+        except OSError as error:
+            raise StateError(f"a socket that answers: {error.strerror}") from None
+        finally:
+            one.detach()
+
+
+def _memory(unsent: Sequence[bytes]) -> int:
+    """Make a memory file that nobody can change any more."""
+    memory = os.memfd_create("unsent", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        for one in unsent:
+            view = memoryview(one)
+            while view:
+                view = view[os.write(memory, view) :]
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
+def _read(memory: int | None, size: int, offset: int, length: int) -> bytes:
+    """Read a piece of a memory file of ``size`` bytes. Raises StateError."""
+    if memory is None:
+        raise StateError("no memory file")
+    try:
+        # Only a memory file has seals; any other file might never answer.
+        if fcntl.fcntl(memory, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise StateError("a memory file that may still change")
+        if os.fstat(memory).st_size != size:
+            raise StateError("a memory file of another size than the states say")
+        return os.pread(memory, length, offset)
+    except OSError as error:
+        raise StateError(f"a memory file that is none: {error.strerror}") from None
+
+
+def _close(number: int) -> None:
+    """Close a descriptor of whatever kind, without waiting for what it may still hold."""
+    with contextlib.suppress(OSError):
+        one = SocketType(fileno=number)
+        with contextlib.suppress(OSError):
+            one.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+        one.detach()
+    with contextlib.suppress(OSError):
+        os.close(number)

@@ -1,0 +1,216 @@
+"""Renewal: how the process that comes next gets what this one has open.
+
+Where a service manager watches us (NOTIFY_SOCKET), it starts the next process, and keeps parcels
+for it meanwhile in its file descriptor store. Elsewhere the next process is this one: the program
+is run anew in it by execve(2), so that whoever started us sees no change. Either way nobody gives
+up a connection before it is known that somebody will go on with it.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Protocol
+
+from sniproxy.dataplane.handover import MESSAGES_AT_LEAST
+from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.state import MOST, reads_ours
+from sniproxy.log.log import Log
+from sniproxy.process.notify import Store
+from sniproxy.process.parcel import Parcel
+from sniproxy.process.server import DRAIN, RESERVE
+from sniproxy.version import FORMATS_OPTION
+
+TRIAL = 5.0
+"""Seconds that the program to be run anew has to say what it is."""
+
+_AGAIN = 0.1
+"""Seconds between two looks at whether few enough connections are left."""
+
+_CONNECTIONS_OF_A_PARCEL = 1500
+"""At least, with the longest names and the kernel's default buffers."""
+
+_LONGEST_ANSWER = 4096
+_EXCERPT = 200
+
+
+class Owner(Protocol):
+    """Who has the connections: the only process, or the first of several."""
+
+    def count(self, then: Callable[[list[int]], object]) -> None:
+        """Call ``then`` with the number of open connections of each process."""
+
+    def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
+        """Accept no more, and have each process give away its share, in descriptors: unless
+        everything is being ended already."""
+
+    def stop(self, reason: str) -> None:
+        """Accept no more and finish: unless everything is being ended already."""
+
+
+class Renewal:
+    """The next process of this program, if it is asked for. ``program`` is the command to run anew
+    in this process, or None."""
+
+    def __init__(
+        self, environment: MutableMapping[str, str], program: Sequence[str] | None
+    ) -> None:
+        self.store = Store(environment)
+        self.parcels: list[Parcel] = []
+        """For the next program in this process."""
+        self._environment = environment
+        self._program = program
+        self._trial: _Trial | None = None
+
+    def ask(self, poller: Poller, owner: Owner, log: Log) -> None:
+        """Begin, unless it has been begun."""
+        if self._trial is not None and not self._trial.over:
+            return
+
+        def tried(problem: str | None) -> None:
+            if problem is None:
+                owner.count(decide)
+            else:
+                log.error("not_renewed", problem=problem)
+
+        def decide(counts: list[int]) -> None:
+            parcels = sum(count // _CONNECTIONS_OF_A_PARCEL + 1 for count in counts)
+            if self.store.managed and not self.store.has_room(parcels):
+                log.warning(
+                    "not_handed_over",
+                    problem=f"the service manager does not keep {parcels} descriptors for us "
+                    "(FileDescriptorStoreMax=): connections have ten seconds to end",
+                )
+                owner.stop(signal.SIGUSR2.name)
+                return
+            begin(counts)
+
+        def begin(counts: list[int]) -> None:
+            # A user may not have more descriptors under way than one process may have open
+            # (unix(7), ETOOMANYREFS). Until few enough are left, all are served.
+            if sum(map(_needs, counts)) > limit and time.monotonic() < deadline:
+                poller.timers.later(_AGAIN, lambda: owner.count(begin))
+            else:
+                owner.hand_over(self.keep, _shares(counts, limit))
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        limit -= limit // MOST + RESERVE
+        deadline = time.monotonic() + DRAIN
+        if self.store.managed:
+            owner.count(decide)
+        elif self._program is None:
+            tried("it is not known, or not safe, which file to run")
+        else:
+            self._trial = _Trial(poller, self._program, self._environment, tried)
+
+    def keep(self, parcel: Parcel) -> None:
+        """Take a copy of a parcel to where the next process finds it. Raises OSError."""
+        if self.store.managed:
+            self.store.put(parcel.socket.fileno(), parcel.name)
+        else:
+            self.parcels.append(Parcel(parcel.socket.dup(), parcel.count))
+
+
+class _Trial:
+    """Asks a program which connections it can go on with, and calls ``then`` with what is wrong
+    with it, or None."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        program: Sequence[str],
+        environment: Mapping[str, str],
+        then: Callable[[str | None], None],
+    ) -> None:
+        self.over = False
+        self._poller = poller
+        self._file = program[0]
+        self._then = then
+        self._answer = b""
+        self._pid = 0
+        self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            # Not our standard input: Python does not start where that is a directory.
+            standard = ((self._pipe, 0), (theirs, 1), (theirs, 2))
+            self._pid = os.posix_spawn(
+                self._file,
+                [*program, FORMATS_OPTION],
+                environment,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in standard],
+                setsigmask=(),
+            )
+            poller.attend(self._pipe, self._read)
+            poller.timers.later(TRIAL, self._expire)
+        except OSError as error:
+            self._end(error.strerror)
+        finally:
+            os.close(theirs)
+
+    def _read(self) -> None:
+        some = os.read(self._pipe, _LONGEST_ANSWER)
+        self._answer += some
+        if some and len(self._answer) < _LONGEST_ANSWER:
+            return
+        self._poller.unwatch(self._pipe)
+        if reads_ours(self._answer.decode("utf-8", "replace")):
+            self._end(None)
+        else:
+            self._end(f"it can't go on with our connections: {self._answer[-_EXCERPT:]!a}")
+
+    def _expire(self) -> None:
+        if not self.over:
+            self._poller.unwatch(self._pipe)
+            self._end(f"it did not say in {TRIAL:g} seconds which connections it can go on with")
+
+    def _end(self, problem: str | None) -> None:
+        self.over = True
+        os.close(self._pipe)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        self._then(None if problem is None else f"{self._file}: {problem}")
+
+
+def _needs(count: int) -> int:
+    """Say how many descriptors are under way for so many connections: two each, and those of memory
+    files and parcels."""
+    return 2 * count + count // MOST + 2 * MESSAGES_AT_LEAST
+
+
+def _shares(counts: Sequence[int], limit: int) -> list[int]:
+    """Deal ``limit`` descriptors to processes, by what they need."""
+    needs = [_needs(count) for count in counts]
+    total = sum(needs)
+    spare = max(0, limit - total) // max(1, len(needs))
+    return [need + spare if total <= limit else need * limit // total for need in needs]
+
+
+def own_program(hosts: int) -> list[str] | None:
+    """Give the command that we were started by, with the absolute path of its file; None where that
+    is not known, or where it lies in the hosts directory, whose descriptor is ``hosts``: others may
+    have put another file there.
+
+    ``sys.argv[0]`` is a path, or was looked for in PATH (execvp(3)).
+    """
+    if not getattr(sys, "frozen", False):
+        command = [sys.executable, *sys.orig_argv[1:]]
+    else:
+        command = list(sys.argv)
+        if "/" not in command[0]:
+            folders = os.environ.get("PATH", os.defpath).split(":")
+            paths = [f"{folder}/{command[0]}" for folder in folders]
+            command[0] = next((path for path in paths if os.access(path, os.X_OK)), "")
+    folder = command[0]
+    if not os.path.isabs(folder):
+        return None
+    here = os.fstat(hosts)
+    while folder != "/":
+        folder = os.path.dirname(folder)
+        try:
+            if os.path.samestat(os.stat(folder), here):
+                return None
+        except OSError:
+            return None
+    return command
