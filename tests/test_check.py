@@ -128,7 +128,9 @@ def test_links(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     notes = found["outside.example"]["notes"]
     assert notes == [f"a link leads out of the hosts directory: {hosts.parent}/elsewhere"]
-    assert found["swap.example"]["problems"] == ["tls-socket is a dangling link"]
+    assert found["swap.example"]["problems"] == [
+        "swap.example/tls-socket is a dangling link: there is no swap.example/gone.sock"
+    ]
 
 
 def test_a_full_queue_is_a_note(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
