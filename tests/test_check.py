@@ -58,6 +58,14 @@ def test_all_is_well(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+def test_many_are_well(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What one entry may cost is not taken from the others."""
+    with listen(hosts / "a.example"):
+        for number in range(MOST_STEPS // 3):
+            (hosts / f"{number}.example").symlink_to("a.example")
+        assert look(capsys)[0] == 0
+
+
 def test_each_problem_is_named(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     listen(hosts / "dead.example").close()
     datagram = listen(hosts / "datagram.example", socket.SOCK_DGRAM)
