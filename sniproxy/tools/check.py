@@ -104,7 +104,7 @@ class Check:
             finding.problems.append(
                 f"its links lead through more than {MOST_STEPS} names: they are not followed"
             )
-        except Exception as error:
+        except Exception as error:  # whatever it is, the others have their lines
             words = f"{type(error).__name__}: {escaped(str(error))}"
             finding.problems.append(f"can't be looked at: {words}")
         return finding
