@@ -222,6 +222,7 @@ class Check:
         relative = self._relative(link) if link.target.startswith("/") else None
         if relative is not None:
             return _ABSOLUTE.format(where, relative)
+        missing = brief("/" + "/".join([*way.path, way.missing]))
         return (
             f"{where} is a dangling link: there is no {missing} in the root directory "
             f"{brief(self.root)}, and no link leads out of it"
@@ -288,12 +289,12 @@ def _no_host(finding: Finding, way: Way) -> str | None:
         return "has been removed meanwhile"
     is_file = way.error is None and stat.S_ISREG(way.mode)
     if is_file and (not finding.asked_for or _PAPERS.fullmatch(finding.name)):
-        return "is a file, no host: it is passed over"
+        return "is a file, no host: passed over"
     if not _LEFT_LYING.fullmatch(finding.name):
         return None
     if finding.asked_for and os.path.lexists(f"{finding.name}/{naming.SOCKET}"):
         return None
-    return "is left by somebody, no host: it is passed over"
+    return "is no host: passed over"
 
 
 def _user(uid: int) -> str:
