@@ -14,6 +14,7 @@ import pytest
 from sniproxy.tools import check, unit
 from sniproxy.tools.check import Check, main
 from sniproxy.tools.way import MOST_LINKS, MOST_STEPS
+from tests.conftest import NOT_APPLICABLE
 from tests.end_to_end.harness import Backend, Proxy, commands, wait_for
 from tests.processes import in_child
 
@@ -404,15 +405,17 @@ def test_a_root_directory_is_as_a_jail(
 def test_a_root_directory_without_rights(
     jail: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Not even what leads there need be open: it is the working directory."""
     jail.chmod(0o755)
     (jail / "real.example" / "tls-socket").chmod(0o777)
+    jail.parent.chmod(0o700)
 
     def work() -> None:
         os.setuid(65534)
-        _, found = look(capsys, "--root", ".")
-        assert {name for name, one in found.items() if not one["problems"]} == WELL_IN_THE_JAIL
+        for root in (".", str(jail)):
+            _, found = look(capsys, "--root", root)
+            assert {name for name, one in found.items() if one["accepts"]} == WELL_IN_THE_JAIL
 
-    # Not even what leads there need be open: it is the working directory.
     in_child(work)
 
 
@@ -458,7 +461,7 @@ def test_a_wrong_root_directory(hosts: pathlib.Path) -> None:
     (hosts / "file").touch()
     (hosts / "below").mkdir()
     for root, words in (
-        ("nowhere", "--root 'nowhere': No such file"),
+        ("nowhere", "does not lie in the root directory"),
         ("below", "does not lie in the root directory"),
         ("file", "does not lie in the root directory"),
     ):
@@ -531,6 +534,30 @@ def test_no_socket_whatever_its_mode(
         assert found["shut"]["problems"] == ["permission denied to uid 65534: it lacks x on shut"]
 
     in_child(work)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as somebody else")
+def test_what_more_than_modes_denies(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Links of others in a sticky directory: a long name's is followed by itself, by the proxy."""
+    if pathlib.Path("/proc/sys/fs/protected_symlinks").read_text() != "1\n":
+        pytest.skip(NOT_APPLICABLE + "fs.protected_symlinks is off")
+    hosts.chmod(0o1777)
+    names = ["short", ".".join(["long"] * 20)]
+    with listen(hosts / "a.example"):
+        (hosts / "a.example" / "tls-socket").chmod(0o777)
+        for name in names:
+            (hosts / name).symlink_to("a.example")
+            os.lchown(hosts / name, 65533, 65533)
+
+        def work() -> None:
+            os.setuid(65534)
+            _, found = look(capsys)
+            assert found["short"]["accepts"]
+            assert "though modes allow it" in str(found[names[1]]["problems"])
+
+        in_child(work)
 
 
 def test_what_is_left_lying_is_noted(

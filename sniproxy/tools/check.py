@@ -194,7 +194,7 @@ class Check:
         if error.errno in {errno.EACCES, errno.EPERM}:
             denied = f"permission denied to uid {os.geteuid()}"
             if os.access(way.path[-1], os.W_OK, dir_fd=way.directory):
-                return f"{denied} by more than modes: is fs.protected_symlinks or a module on?"
+                return f"{denied}, though modes allow it: by fs.protected_symlinks, for instance"
             where = self._shown(way.path)
             return f"{denied}: it lacks w on {naming.SOCKET if not way.links else where}"
         return f"can't connect: {error.strerror or error}"
@@ -342,11 +342,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        root = None if options.root is None else os.path.realpath(options.root, strict=True)
-    except OSError as error:
-        complain(f"sniproxy-check: --root {options.root!a}: {error.strerror}")
-        return CANNOT_TELL
-    try:
+        root = None if options.root is None else os.path.realpath(options.root)
         os.chdir(options.directory)
         names = sorted(os.listdir("."))  # before we are that user, who need not be able to
         check = Check(_unit_root() if root is None else root)

@@ -61,7 +61,7 @@ class Ground:
     """The directory in which ways begin, the working directory, and the root that they can't leave.
 
     Raises OSError where one of them can't be entered, ValueError where the first does not lie in
-    the second.
+    the second. What leads to the working directory may be closed to us: we are there.
     """
 
     def __init__(self, root: str) -> None:
@@ -70,7 +70,7 @@ class Ground:
         if os.path.commonpath((self.root, working)) != self.root:
             raise ValueError(f"{working!a} does not lie in the root directory {self.root!a}")
         self.top = [name for name in os.path.relpath(working, self.root).split("/") if name != "."]
-        self._root = os.open(self.root, _DIRECTORY)
+        self._root = os.open("." if self.root == working else self.root, _DIRECTORY)
         try:
             self._start = os.open(".", _DIRECTORY)
         except OSError:
