@@ -1,5 +1,6 @@
 """What the tools do where nobody, or something full, takes what they print."""
 
+import io
 import os
 import pathlib
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from sniproxy.tools.output import escaped, shown
+from sniproxy.tools.output import complain, escaped, shown, tell
 
 COMMANDS = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen"]
 
@@ -104,3 +105,22 @@ def test_names_are_shown_without_harm() -> None:
     assert escaped("a\\b\x1b" + os.fsdecode(b"\xff")) == "a\\b\\x1b\\xff"
     # Writing direction is no matter of a terminal's choice either.
     assert shown("a\u202eb") == "a\\xe2\\x80\\xaeb"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_stream_has_no_character_for_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """As in names: by the bytes that they have in a file system."""
+    text = "e é 字 𝔢 \udcff \ud800\n"
+    expected = {
+        "ascii": "e \\xc3\\xa9 \\xe5\\xad\\x97 \\xf0\\x9d\\x94\\xa2 \\xff \\xed\\xa0\\x80\n",
+        "latin-1": "e é \\xe5\\xad\\x97 \\xf0\\x9d\\x94\\xa2 \\xff \\xed\\xa0\\x80\n",
+        "utf-8": "e é 字 𝔢 \\xff \\xed\\xa0\\x80\n",
+    }[encoding]
+    for name, say in (("stdout", tell), ("stderr", lambda text: complain(text.rstrip()))):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding))
+        say(text)
+        assert written.getvalue() == expected.encode(encoding)
+        monkeypatch.undo()

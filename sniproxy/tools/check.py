@@ -1,13 +1,13 @@
 """``sniproxy-check``: what sniproxy makes of each entry of a hosts directory.
 
-It asks the same questions as the proxy, by the same code (``resolver``), as the user who runs it:
-run it as the proxy's user to see what that one may reach. Each backend is connected to once,
-without a byte.
+It asks the same questions as the proxy, by the same code (``resolver``) or, where the proxy has
+another root directory, by ``way``, and as the user who runs it: run it as the proxy's user to see
+what that one may reach. Each backend is connected to once, without a byte. The work for an entry is
+bounded whatever it holds, and what is wrong with one entry is never more than that one's line.
 """
 
-import dataclasses
+import contextlib
 import errno
-import json
 import os
 import pwd
 import re
@@ -21,8 +21,13 @@ from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.tools.command_line import CommandLine
+from sniproxy.tools.knock import connect, released
 from sniproxy.tools.listen import ListenError, become
-from sniproxy.tools.output import complain, shown, tell
+from sniproxy.tools.ourselves import file_identity, own_sockets
+from sniproxy.tools.output import complain, escaped, shown, tell
+from sniproxy.tools.report import Finding, as_json, brief, table
+from sniproxy.tools.unit import root_directory
+from sniproxy.tools.way import MOST_LINKS, MOST_STEPS, Ground, Link, MazeError, Way
 
 _HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 """32 bytes in unpadded URL-safe base64."""
@@ -33,73 +38,225 @@ _NOT_HOSTS = frozenset({"dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"
 _COMMANDS = frozenset({"sniproxy", "sniproxy-check", "sniproxy-hostname", "sniproxy-listen"})
 """The executable and the links to it in a jail; passed over where they are no directories."""
 
-_PEER_CREDENTIALS = struct.Struct("3i")
+_LEFT_LYING = re.compile(
+    r"\..*|lost\+found|.*~|#.*#"
+    r"|(?i:.*\.(?:bak|backup|old|orig|rej|save|sw[a-p]|tmp|dpkg-\w+|rpm\w+|ucf-\w+))",
+    re.DOTALL,
+)
+"""What file systems, administrators, editors and packagers leave in a directory."""
+
+_PAPERS = re.compile(r"(?i:.*\.(?:txt|md|rst|html?|log|conf|cfg|ini|json|ya?ml|sh|py))", re.DOTALL)
+"""Files, not directories, that nobody means to be hosts, though hosts can be called so."""
+
+_PEER_CREDENTIALS = struct.Struct("iII")
 
 _WRONG_TYPE = {errno.EPROTOTYPE, errno.ENOTSOCK}
+
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+_ABSOLUTE = "{} is an absolute link: it leads elsewhere inside a chroot, use {}"
 
 CANNOT_TELL = 2
 """Exit status where it is not known whether all is well, a usage error among others."""
 
-_MOST_LINKS = 40
-"""Symbolic links that the kernel follows in one path, path_resolution(7)."""
 
+class Check:
+    """A look at the entries of the working directory.
 
-@dataclasses.dataclass(slots=True)
-class Finding:
-    """What is known of one entry. ``problems`` make it not well, ``notes`` do not."""
-
-    name: str
-    asked_for: bool = False
-    accepts: bool = False
-    backend_user: str | None = None
-    backend_pid: int | None = None
-    proxy_header: str = "none"
-    problems: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-
-def findings(names: Iterable[str]) -> list[Finding]:
-    """Look at these entries of the working directory, in the order of their names.
-
-    Raises OSError where the directory can't be entered.
+    ``root`` is the root directory that the proxy has, None where nobody has said so: then it is
+    ``/``, and links that would lead elsewhere in a chroot are spoken of. ``all_well`` is true as
+    long as no entry has had a problem.
+    Raises OSError where the root can't be entered, ValueError where we are not in it.
     """
-    hosts = Hosts()
-    try:
-        return [_examine(name, hosts) for name in sorted(names) if not _passed_over(name)]
-    finally:
-        hosts.close()
+
+    def __init__(self, root: str | None) -> None:
+        self._ground = Ground(root or "/")
+        self._own = own_sockets()
+        self._warns_of_links = root is None and bool(self._ground.top)
+        self.root = self._ground.root
+        self.all_well = True
+
+    def findings(self, names: Iterable[str]) -> Iterator[Finding]:
+        """Look at these entries, one after the other.
+
+        Raises OSError where the directory can't be entered.
+        """
+        with contextlib.closing(self._ground), contextlib.closing(Hosts()) as hosts:
+            for name in names:
+                os.fchdir(hosts.fileno())
+                if not _passed_over(name):
+                    finding = self._finding(name, hosts)
+                    self.all_well = self.all_well and not finding.problems
+                    yield finding
+
+    def _finding(self, name: str, hosts: Hosts) -> Finding:
+        finding = Finding(name)
+        self._ground.begin()
+        try:
+            self._examine(finding, hosts)
+        except MazeError:
+            finding.problems.append(
+                f"its links lead through more than {MOST_STEPS} names: they are not followed"
+            )
+        except Exception as error:  # whatever it is, the others have their lines
+            words = f"{type(error).__name__}: {escaped(str(error))}"
+            finding.problems.append(f"can't be looked at: {words}")
+        return finding
+
+    def _examine(self, finding: Finding, hosts: Hosts) -> None:
+        _examine_name(finding)
+        with self._ground.follow(finding.name) as way:
+            links = len(way.links)
+            no_host = _no_host(finding, way)
+            if no_host:
+                finding.is_host = False
+                finding.problems.clear()
+                finding.notes.append(no_host)
+                return
+            if way.error is None and not stat.S_ISDIR(way.mode):
+                self._examine_links(finding, way)
+                finding.problems.append(
+                    "is not a directory: a host is a directory with a tls-socket"
+                )
+                return
+        with self._ground.follow(f"{finding.name}/{naming.SOCKET}") as way:
+            self._examine_links(finding, way)
+            self._examine_socket(finding, way, hosts)
+        self._examine_headers(finding, links)
+
+    def _examine_links(self, finding: Finding, way: Way) -> None:
+        """Speak of links that in a chroot would lead elsewhere, wherever on the way they are."""
+        if not self._warns_of_links:
+            return
+        absolute = next((link for link in way.links if link.target.startswith("/")), None)
+        if absolute is not None:
+            where, relative = self._shown(absolute.path), self._relative(absolute)
+            problem = _ABSOLUTE.format(where, relative)
+            if relative is None:
+                problem = (
+                    f"{where} is an absolute link out of the hosts directory: it leads nowhere "
+                    "inside a chroot, so move the socket; without a chroot, look with --root /"
+                )
+            if problem not in finding.problems:  # of a host's directory: on the way to each file
+                finding.problems.append(problem)
+            return
+        end = [*way.path, way.missing] if way.error else way.path
+        if end[: len(self._ground.top)] != self._ground.top:
+            note = f"a link leads out of the hosts directory: {self._shown(end)}"
+            if note not in finding.notes:
+                finding.notes.append(note)
+
+    def _relative(self, link: Link) -> str | None:
+        """Give the relative link that leads where an absolute one seems to, if one can."""
+        limit = self.root
+        if self._warns_of_links:
+            limit = os.path.join(limit, *self._ground.top)
+        target = os.path.normpath(link.target)
+        if os.path.commonpath((limit, target)) != limit:
+            return None
+        return brief(os.path.relpath(target, os.path.join(self.root, *link.path[:-1])))
+
+    def _examine_socket(self, finding: Finding, way: Way, hosts: Hosts) -> None:
+        backend = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        with released(backend):
+            try:
+                connect(finding.name, way, hosts, backend)
+                finding.accepts = True
+                size = _PEER_CREDENTIALS.size
+                credentials = backend.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+                finding.backend_pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+                finding.backend_user = _user(uid)
+            except BlockingIOError:
+                finding.accepts = True
+                finding.notes.append("the accept queue is full: the backend is busy or hangs")
+            except OSError as error:
+                finding.problems.append(self._reason(finding.name, way, error))
+        if finding.accepts and file_identity(*way.identity) in self._own:
+            finding.problems.append("leads back to sniproxy itself, which listens there")
+
+    def _reason(self, name: str, way: Way, error: OSError) -> str:
+        """Say what is wrong with a socket that could not be connected to."""
+        if way.error is not None:
+            return self._lost(name, way)
+        if not stat.S_ISSOCK(way.mode):
+            kind = _KINDS.get(stat.S_IFMT(way.mode), "a file")
+            return f"tls-socket is no socket: it is {kind}, and the backend must make it"
+        if error.errno == errno.ECONNREFUSED:
+            return "nothing listens on tls-socket: is the backend running?"
+        if error.errno in _WRONG_TYPE:
+            return "tls-socket is a socket of the wrong type: a stream socket is expected"
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            denied = f"permission denied to uid {os.geteuid()}"
+            if os.access(way.path[-1], os.W_OK, dir_fd=way.directory):
+                return f"{denied}, though modes allow it: by fs.protected_symlinks, for instance"
+            where = self._shown(way.path)
+            return f"{denied}: it lacks w on {naming.SOCKET if not way.links else where}"
+        return f"can't connect: {error.strerror or error}"
+
+    def _lost(self, name: str, way: Way) -> str:
+        """Say where a way ends before its end."""
+        where = self._shown(way.path)
+        if way.error == errno.ENOENT:
+            if way.link is not None:
+                return self._dangling(way, way.link)
+            linked = f" in {where}: is its backend running?" if where != shown(name) else ""
+            return f"there is no {brief(way.missing)}{linked}"
+        if way.error == errno.EACCES:
+            return f"permission denied to uid {os.geteuid()}: it lacks x on {where}"
+        if way.error == errno.ELOOP:
+            return f"the links lead in a circle, or are more than {MOST_LINKS}"
+        if way.error == errno.ENOTDIR:
+            return f"{where} is not a directory"
+        return f"can't be looked up: {os.strerror(way.error or 0)}"
+
+    def _dangling(self, way: Way, link: Link) -> str:
+        where, missing = self._shown(link.path), self._shown([*way.path, way.missing])
+        if not way.turned:
+            return f"{where} is a dangling link: there is no {missing}"
+        relative = self._relative(link) if link.target.startswith("/") else None
+        if relative is not None:
+            return _ABSOLUTE.format(where, relative)
+        missing = brief("/" + "/".join([*way.path, way.missing]))
+        return (
+            f"{where} is a dangling link: there is no {missing} in the root directory "
+            f"{brief(self.root)}, and no link leads out of it"
+        )
+
+    def _examine_headers(self, finding: Finding, links: int) -> None:
+        """See which PROXY header it gets; ``links`` of the way lead to its directory already."""
+        there = []
+        for version, header in (("v2", naming.SEND_PROXY_V2), ("v1", naming.SEND_PROXY_V1)):
+            with self._ground.follow(f"{finding.name}/{header}") as way:
+                if way.error is None:
+                    there.append(version)
+                if len(way.links) == links:
+                    continue
+                self._examine_links(finding, way)
+                if way.error == errno.ENOENT and way.turned and way.link is not None:
+                    finding.problems.append(f"{self._dangling(way, way.link)}: it counts as absent")
+                elif way.error == errno.ENOENT:
+                    finding.notes.append(f"{header} is a dangling link: it counts as absent")
+                elif way.error is not None:
+                    reason = os.strerror(way.error)
+                    finding.notes.append(f"{header} counts as absent: {reason}")
+        finding.proxy_header = there[0] if there else "none"
+        if len(there) > 1:
+            finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
+
+    def _shown(self, path: Sequence[str]) -> str:
+        return brief(self._ground.shown_path(path))
 
 
 def _passed_over(name: str) -> bool:
     if name in _COMMANDS:
         return not os.path.isdir(name)
     return name in _NOT_HOSTS and not os.path.lexists(f"{name}/{naming.SOCKET}")
-
-
-def _examine(name: str, hosts: Hosts) -> Finding:
-    finding = Finding(name)
-    _examine_name(finding)
-    _examine_links(finding, f"{name}/{naming.SOCKET}")
-    try:
-        is_directory = stat.S_ISDIR(os.stat(name).st_mode)
-    except OSError:
-        is_directory = True  # what is wrong with it is told by the connect
-    if not is_directory:
-        finding.problems.append("is not a directory: a host is a directory with a tls-socket")
-        return finding
-    _examine_socket(finding, hosts)
-    version = hosts.proxy_version(name)
-    finding.proxy_header = f"v{version}" if version else "none"
-    if version == 2 and os.access(f"{name}/{naming.SEND_PROXY_V1}", os.F_OK):
-        finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
-    for header in (naming.SEND_PROXY_V1, naming.SEND_PROXY_V2):
-        path = f"{name}/{header}"
-        if not os.path.islink(path):
-            continue
-        _examine_links(finding, path)
-        if not os.path.exists(path):
-            finding.notes.append(f"{header} is a dangling link: it counts as absent")
-    return finding
 
 
 def _examine_name(finding: Finding) -> None:
@@ -119,122 +276,41 @@ def _examine_name(finding: Finding) -> None:
     from sniproxy.tools.hostname import InvalidNameError, to_ascii  # noqa: PLC0415
 
     try:
-        finding.problems.append(f"is not canonical: rename it to {to_ascii(name)}")
+        # As people typed it, whatever encoding our locale has.
+        typed = os.fsencode(name).decode("utf-8")
+        finding.problems.append(f"is not canonical: rename it to {to_ascii(typed)}")
     except (InvalidNameError, UnicodeError):
         finding.problems.append("can never be asked for: it is no host name")
 
 
-def _examine_links(finding: Finding, path: str) -> None:
-    """Look at the symbolic links that lead to a file, wherever on the way they are."""
-    top = end = os.getcwd()
-    if top == "/":
-        return  # in a jail no link leads out of it
-    for link, target, where in _links(top, path):
-        end = where
-        if os.path.isabs(target):
-            relative = os.path.relpath(target, os.path.dirname(link))
-            problem = (
-                f"{shown(os.path.relpath(link, top))} is an absolute link: it leads elsewhere "
-                f"inside a chroot, use {shown(relative)}"
-            )
-            if problem not in finding.problems:  # of a host's directory: on the way to each file
-                finding.problems.append(problem)
-            return
-    if os.path.commonpath((top, end)) != top:
-        finding.notes.append(f"a link leads out of the hosts directory: {shown(end)}")
+def _no_host(finding: Finding, way: Way) -> str | None:
+    """Say why nobody means this entry to be a host, if nobody does."""
+    if way.error == errno.ENOENT and not way.links:
+        return "has been removed meanwhile"
+    is_file = way.error is None and stat.S_ISREG(way.mode)
+    if is_file and (not finding.asked_for or _PAPERS.fullmatch(finding.name)):
+        return "is a file, no host: passed over"
+    if not _LEFT_LYING.fullmatch(finding.name):
+        return None
+    if finding.asked_for and os.path.lexists(f"{finding.name}/{naming.SOCKET}"):
+        return None
+    return "is no host: passed over"
 
 
-def _links(top: str, path: str) -> Iterator[tuple[str, str, str]]:
-    """Resolve ``path`` below ``top`` as path_resolution(7) does, as far as it can be read.
-
-    Gives each link's own path, its target, and where it leads to. No further than an absolute one.
-    """
-    here, rest, count = top, path.split("/"), 0
-    while rest and count < _MOST_LINKS:
-        name = rest.pop(0)
-        there = os.path.normpath(os.path.join(here, name))
-        try:
-            # By a relative path: what leads to the hosts directory may be closed to the user.
-            target = os.readlink(os.path.relpath(there, top))
-        except OSError:
-            here = there
-            continue
-        count += 1
-        yield there, target, os.path.normpath(os.path.join(here, target))
-        rest = target.split("/") + rest
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
-def _examine_socket(finding: Finding, hosts: Hosts) -> None:
-    path = f"{finding.name}/{naming.SOCKET}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as backend:
-        try:
-            hosts.connect(finding.name, backend)
-        except BlockingIOError:
-            finding.accepts = True
-            finding.notes.append("the accept queue is full: the backend is busy or hangs")
-            return
-        except OSError as error:
-            finding.problems.append(_reason(path, error))
-            return
-        finding.accepts = True
-        size = _PEER_CREDENTIALS.size
-        credentials = backend.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        finding.backend_pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-        try:
-            finding.backend_user = pwd.getpwuid(uid).pw_name
-        except KeyError:
-            finding.backend_user = str(uid)
-
-
-def _reason(path: str, error: OSError) -> str:
-    """Say what is wrong with a socket that could not be connected to."""
-    directory = os.path.dirname(path)
-    if error.errno == errno.ECONNREFUSED:
-        try:
-            if not stat.S_ISSOCK(os.stat(path).st_mode):
-                return "tls-socket is no socket: the backend must make it"
-        except OSError:
-            pass
-        return "nothing listens on tls-socket: is the backend running?"
-    if error.errno in _WRONG_TYPE:
-        return "tls-socket is a socket of the wrong type: a stream socket is expected"
-    if error.errno == errno.ENOENT:
-        for link in (directory, path):
-            if os.path.islink(link):
-                return f"{shown(os.path.basename(link))} is a dangling link"
-        return "there is no tls-socket"
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        missing = "something on the way that its links lead"
-        if not os.access(directory, os.X_OK):
-            missing = f"x on {shown(directory)}"
-        elif not os.access(path, os.W_OK):
-            missing = f"w on {naming.SOCKET}"
-        return f"permission denied to uid {os.geteuid()}: it lacks {missing}"
-    if error.errno == errno.ELOOP:
-        return "the links lead in a circle"
-    return f"can't connect: {error.strerror or error}"
-
-
-def _table(results: Sequence[Finding]) -> str:
-    width = max((len(shown(result.name)) for result in results), default=0)
-    lines = []
-    for result in results:
-        state = "ok  " if not result.problems else "FAIL"
-        words = []
-        if result.accepts:
-            who = result.backend_user or "a busy backend"
-            words.append(f"accepts as {who}, PROXY header {result.proxy_header}")
-        words += result.problems + [f"note: {note}" for note in result.notes]
-        lines.append(f"{state} {shown(result.name):{width}}  {'; '.join(words)}")
-    well = sum(not result.problems for result in results)
-    lines.append(f"{len(results)} hosts, {well} well, {len(results) - well} not")
-    return "\n".join(lines)
-
-
-def _json(results: Sequence[Finding]) -> str:
-    """Write what programs read: names as in the table, since JSON has no bytes."""
-    objects = [dataclasses.asdict(result) | {"name": shown(result.name)} for result in results]
-    return json.dumps(objects, indent=2)
+def _unit_root() -> str | None:
+    """Give the root directory of the installed unit, if the working directory lies in it."""
+    root = root_directory()
+    if root is None or not os.path.isabs(root):
+        return None
+    real = os.path.realpath(root)
+    return real if os.path.commonpath((real, os.getcwd())) == real else None
 
 
 def _load_everything() -> None:
@@ -254,25 +330,36 @@ def main(arguments: Sequence[str]) -> int:
         "can't tell.",
     )
     parser.add_argument("--json", action="store_true", help="print an array of objects instead")
+    parser.add_argument(
+        "--root",
+        metavar="ROOT",
+        help="the proxy's root directory, which no link leaves (default: that of the installed "
+        "unit, if DIR lies in it)",
+    )
     parser.add_argument("--user", help="look as this user, the proxy's (root only)")
     parser.add_argument(
         "directory", nargs="?", default=".", metavar="DIR", help="default: the working directory"
     )
     options = parser.parse_args(arguments)
     try:
+        root = None if options.root is None else os.path.realpath(options.root)
         os.chdir(options.directory)
-        names = os.listdir(".")  # before we are that user, who need not be able to
+        names = sorted(os.listdir("."))  # before we are that user, who need not be able to
+        check = Check(_unit_root() if root is None else root)
         if options.user is not None:
             _load_everything()
             become(options.user)
-        results = findings(names)
-    except ListenError as error:
+        results = check.findings(names)
+        expected = (name for name in names if name not in _COMMANDS | _NOT_HOSTS)
+        lines = as_json(results) if options.json else table(results, expected, check.root)
+        for line in lines:
+            if not tell(line):
+                return CANNOT_TELL
+    except (ListenError, ValueError) as error:
         complain(f"sniproxy-check: {error}")
         return CANNOT_TELL
     except OSError as error:
         user = f"uid {os.geteuid()} can't look into it"
         complain(f"sniproxy-check: {options.directory!a}: {user}: {error.strerror}")
         return CANNOT_TELL
-    if not tell((_json(results) if options.json else _table(results)) + "\n"):
-        return CANNOT_TELL
-    return 1 if any(result.problems for result in results) else 0
+    return 0 if check.all_well else 1

@@ -1,9 +1,10 @@
 """What the tools print: to standard output for programs and people, to standard error for people.
 
 Either may be closed, full, or a pipe that nobody reads. Then the exit status tells it, and never a
-traceback; only this module knows how.
+traceback; only this module knows how. What the locale has no character for is escaped.
 """
 
+import codecs
 import os
 import sys
 from typing import TextIO
@@ -12,7 +13,7 @@ from typing import TextIO
 def tell(text: str) -> bool:
     """Write to standard output at once; say whether that worked."""
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(_encodable(text, sys.stdout))
         sys.stdout.flush()
     except AttributeError:  # it was closed before we were started
         return False
@@ -29,7 +30,7 @@ def tell(text: str) -> bool:
 def complain(text: str) -> None:
     """Write one line to standard error, if there is one."""
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(_encodable(text, sys.stderr) + "\n")
         sys.stderr.flush()
     except AttributeError:  # as above
         pass
@@ -47,12 +48,34 @@ def shown(name: str) -> str:
 
 def escaped(text: str) -> str:
     """Write what is not printable as ``\\xNN``."""
-    return "".join(
-        one
-        if one.isprintable()
-        else "".join(f"\\x{byte:02x}" for byte in one.encode("utf-8", "surrogateescape"))
-        for one in text
-    )
+    return "".join(one if one.isprintable() else _bytes_of(one) for one in text)
+
+
+def _bytes_of(character: str) -> str:
+    """Write a character as the bytes that it has in a file's name, each as ``\\xNN``."""
+    is_byte = "\udc80" <= character <= "\udcff"
+    data = character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Stand in for what can't be encoded; an error handler of ``codecs``."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_bytes_of, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error(_escape.__qualname__, _escape)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Escape what a stream's encoding has no character for."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding, stream.errors or "strict")
+    except UnicodeEncodeError:
+        return text.encode(encoding, _escape.__qualname__).decode(encoding)
+    return text
 
 
 def _give_up(stream: TextIO) -> None:

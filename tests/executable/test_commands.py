@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.end_to_end.harness import TIMEOUT, directory_name
+from tests.end_to_end.harness import TIMEOUT, directory_name, wait_until
 from tests.executable.tracing import finished, traced
 
 COMMANDS = ("sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen")
@@ -87,6 +87,35 @@ def test_check(link: pathlib.Path, hashed: bool, tmp_path: pathlib.Path) -> None
         done = run(link, str(hosts))
         assert done.returncode == 0, done.stdout + done.stderr
     assert run(link, str(hosts)).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["sniproxy-check"], indirect=True)
+def test_check_looks_as_from_a_root_directory(
+    link: pathlib.Path, hashed: bool, tmp_path: pathlib.Path
+) -> None:
+    """By hand: it needs no right to change its own, and the kernel's sockets can be asked for."""
+    hosts = tmp_path / "checked"
+    real, linked = (hosts / directory_name(hashed, name) for name in ("a.example", "b.example"))
+    real.mkdir(parents=True)
+    linked.symlink_to(f"/{real.name}")
+    with socket.socket(socket.AF_UNIX) as backend:
+        backend.bind(str(real / "tls-socket"))
+        backend.listen()
+        done = run(link, "--root", str(hosts), str(hosts))
+        assert (done.returncode, done.stdout.count("accepts")) == (0, 2), done.stdout + done.stderr
+        assert run(link, "--root", "/", str(hosts)).returncode == 1
+        proxy = subprocess.Popen(
+            [link.parent / "sniproxy"],
+            executable=link,
+            stdin=backend,
+            cwd=hosts,
+            env={"SNIPROXY_WORKERS": "1"},
+        )
+        try:
+            wait_until(lambda: "itself" in run(link, "--root", str(hosts), str(hosts)).stdout)
+        finally:
+            proxy.kill()
+            proxy.wait()
 
 
 @pytest.mark.parametrize("name", ["sniproxy-listen"], indirect=True)

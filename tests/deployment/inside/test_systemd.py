@@ -13,6 +13,7 @@ import pytest
 from support import (
     BLOG,
     EXECUTABLE,
+    HOSTS,
     SHOP,
     TIMEOUT,
     Backend,
@@ -201,6 +202,8 @@ def test_links_out_of_the_jail_lead_nowhere(backend_at: Start, tmp_path: pathlib
     (make_host(BLOG) / "tls-socket").symlink_to(tmp_path / "tls-socket")
     with pytest.raises(OSError, match=r"UNRECOGNIZED_NAME|unrecognized name"):
         ask(BLOG)
+    # The check knows the root directory from the unit.
+    assert "no link leads out of it" in fails("sniproxy-check", "--user", "sniproxy", HOSTS)
 
 
 def test_the_tools_see_the_hosts(blog: pathlib.Path, hosts: pathlib.Path) -> None:
