@@ -18,6 +18,7 @@ from sniproxy.dataplane.listener import Listener
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
+from sniproxy.log.repeats import PERIOD
 from sniproxy.resolver.hosts import Hosts
 
 DRAIN = 9.5
@@ -55,6 +56,7 @@ class Server:
         crowded = functools.partial(report, CROWDED) if workers > 1 else None
         self._listeners = [Listener(one, self._connections, crowded) for one in listening]
         log.on_backlog = Sweep(self.loop.call_later, FLUSH, log.flush).wake
+        log.on_repeats = Sweep(self.loop.call_later, PERIOD, log.report_repeats).wake
 
     def run(self) -> None:
         """Serve until the loop has been stopped: by ``stop``, when the last connection is over."""
@@ -67,6 +69,7 @@ class Server:
         """Report the last things. Signals must not reach the loop any more."""
         self._close_listeners()
         self._connections.report_refusals()
+        self._log.report_repeats()
         self._report("exit", accepted=self._connections.totals.accepted)
         self._log.flush()
         self.loop.close()

@@ -22,6 +22,7 @@ from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
+from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel, Fields
 from sniproxy.process.server import CROWDED, DRAIN, FLUSH
 from sniproxy.process.signals import SIGNALS, SignalHandlers
@@ -85,6 +86,7 @@ class Supervisor:
         self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         self._loop.set_exception_handler(lambda _loop, context: self._fault(context))
         log.on_backlog = Sweep(self._loop.call_later, FLUSH, log.flush).wake
+        log.on_repeats = Sweep(self._loop.call_later, PERIOD, log.report_repeats).wake
         self._workers: dict[int, _Worker] = {}
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
@@ -115,6 +117,7 @@ class Supervisor:
             # One more signal must find neither the loop half closed nor a fork half done.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._report_refusals()
+        self._log.report_repeats()
         for event in ("connections_closed", "exit"):
             fields = self._questions[event].fields
             if fields:
