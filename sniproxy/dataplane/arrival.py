@@ -54,6 +54,7 @@ class Arrival:
     __slots__ = (
         "_backend",
         "_connections",
+        "_kept",
         "_parser",
         "_received",
         "_socket",
@@ -72,6 +73,7 @@ class Arrival:
         self._watched = False
         self._parser: ClientHelloParser | None = ClientHelloParser()
         self._received: bytearray | None = None
+        self._kept = 0
         self._backend: SocketType | None = None
         self.address = address
         self.accepted_at = connections.clock()
@@ -146,7 +148,10 @@ class Arrival:
             if self._received is None:
                 self._received = bytearray()
             self._received += data
-            self._connections.keep(size)
+            # It is here twice: as it came, for the backend, and as the parser reads it.
+            more = self._received.__sizeof__() + parser.kept() - self._kept
+            self._kept += more
+            self._connections.keep(more)
             return True
         self._settle()
         self.host = host
@@ -171,8 +176,9 @@ class Arrival:
         self._parser = None
         if self._watched:
             self._connections.undecided.stop(self)
-        if self._received:
-            self._connections.release(len(self._received))
+        if self._kept:
+            self._connections.release(self._kept)
+            self._kept = 0
 
     # The backend.
 

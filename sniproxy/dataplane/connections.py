@@ -23,8 +23,8 @@ FAREWELL_PATIENCE = 1.0
 """Seconds that a client has to read what it was sent last and to close."""
 
 MAX_KEPT = 32 * 1024 * 1024
-"""Bytes of all undecided hellos together that a process keeps: room for more than a thousand of the
-largest that occur (20 kB), where each alone might have a megabyte."""
+"""Bytes of memory of all undecided hellos together in a process, the parser's copies included: room
+for 700 of the largest that occur (20 kB), where each alone might have a megabyte, twice."""
 
 _SWEEP = 0.1
 
@@ -126,13 +126,13 @@ class Connections:
         return True
 
     def keep(self, size: int) -> None:
-        """Count ``size`` more bytes of undecided hellos; end the oldest of too many."""
+        """Count ``size`` more bytes for undecided hellos; end the oldest of too many."""
         self._kept += size
         while self._kept > MAX_KEPT and self.evict_oldest():
             pass
 
     def release(self, size: int) -> None:
-        """Count ``size`` fewer bytes of undecided hellos."""
+        """Count ``size`` fewer bytes for undecided hellos."""
         self._kept -= size
 
     def wait(self, arrival: Undecided) -> None:
