@@ -17,15 +17,17 @@ from socket import (
 )
 
 from sniproxy.dataplane.connections import PATIENCE, Connections
+from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.host_name import MAX_LENGTH
 from sniproxy.resolver import proxy_header
-from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, refusal
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
 from sniproxy.resolver.naming import directory_name
-from sniproxy.resolver.proxy_header import SocketAddress
+from sniproxy.resolver.proxy_header import IPV4_MAPPED, SocketAddress
 
 # Plain numbers, since the operators of the enumerations take longer than what they are for.
 _UNIX = int(AF_UNIX)
@@ -93,8 +95,10 @@ class Arrival:
         if self._parser is not None:
             while self._read():
                 pass
-        elif mask & ERROR and self._socket.getsockopt(SOL_SOCKET, SO_ERROR):
-            self.end("reset_by_client")
+        elif mask & ERROR:
+            error = self._socket.getsockopt(SOL_SOCKET, SO_ERROR)
+            if error:
+                self.end(lost("client", error))
 
     def resume(self) -> None:
         """Never called: an arrival leaves nothing undone."""
@@ -133,8 +137,8 @@ class Arrival:
             size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
         except BlockingIOError:
             return False
-        except OSError:
-            self.end("reset_by_client")
+        except OSError as error:
+            self.end(lost("client", error.errno))
             return False
         data = relay.view[:size]
         try:
@@ -142,6 +146,7 @@ class Arrival:
                 raise parser.finish()
             host = parser.feed(data)
         except Refusal as refused:
+            self.host = _shown(refused.name)
             self.refuse(refused)
             return False
         if host is None:
@@ -208,7 +213,7 @@ class Arrival:
             if isinstance(error, BlockingIOError) and self._may_wait():
                 self._keep(received)
                 return self.host
-            self._not_reached(error)
+            self._not_reached(directory, error)
             return None
         self._forward(self._backend, directory, received)
         return None
@@ -231,8 +236,8 @@ class Arrival:
             self.abandon()
             return None
 
-    def _not_reached(self, error: OSError) -> None:
-        refused = refusal(error)
+    def _not_reached(self, directory: str, error: OSError) -> None:
+        refused = self._connections.hosts.refusal(directory, error)
         if refused.alert == Alert.INTERNAL_ERROR:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
@@ -328,9 +333,18 @@ class Arrival:
         )
 
 
+def _shown(name: bytes) -> str:
+    """Write a name that is no host name for the log, which escapes it: what is shown is cut."""
+    text = name[:MAX_LENGTH].decode("latin-1")
+    return text if len(name) <= MAX_LENGTH else f"{text}..."
+
+
 def address_text(address: SocketAddress) -> str:
-    """Write a client's address for the log: IPv6 in brackets, a Unix client as such."""
+    """Write a client's address for the log: IPv6 in brackets, IPv4 as such wherever it came by, a
+    Unix client as such."""
     if not isinstance(address, tuple):
         return "unix"
     host, port = address[0], address[1]
+    if "." in host:
+        host = host.removeprefix(IPV4_MAPPED)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -178,9 +178,10 @@ class ClientHelloParser:
         if arrived < past:
             self._position = position
             raise _TooShortError(past)
-        host = canonical(bytes(message[start:past]))
+        name = bytes(message[start:past])
+        host = canonical(name)
         if host is None:
-            raise Refusal(Alert.UNRECOGNIZED_NAME, "not_a_host_name")
+            raise Refusal(Alert.UNRECOGNIZED_NAME, "not_a_host_name", name)
         return host
 
 
