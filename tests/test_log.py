@@ -63,6 +63,15 @@ def test_nothing_that_is_logged_raises() -> None:
     log.info("bad", what=Bad())
     assert log.dropped == 1
 
+    def broken() -> float:
+        raise MemoryError
+
+    log = Log(FileSink(-1), clock=broken)
+    for _ in range(3):
+        log.warning("bad")
+    assert not log.report_repeats()
+    assert log.dropped == 2
+
 
 class Whim:
     """A sink that takes what a plan says: a number of bytes, None for "not now", -1 for "never"."""

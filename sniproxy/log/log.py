@@ -147,17 +147,22 @@ class Log:
             if self._repeats.first(priority, event, words):
                 self._write(priority, words)
             self.on_repeats()
-        except Exception:  # as below
+        except Exception:  # whatever it was, the proxy goes on
             self.dropped += 1
 
     def _log(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
         try:
-            self._write(priority, _words(event, fields))
-        except Exception:  # whatever it was, the proxy goes on
+            words = _words(event, fields)
+        except Exception:  # as above
             self.dropped += 1
+        else:
+            self._write(priority, words)
 
     def _write(self, priority: Priority, words: str) -> None:
-        self._append(self._line(priority, words))
+        try:
+            self._append(self._line(priority, words))
+        except Exception:  # as above
+            self.dropped += 1
 
     def _line(self, priority: Priority, words: str) -> bytes:
         if self._prefixed:
