@@ -13,7 +13,9 @@ from sniproxy.dataplane.arrival import welcome
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import part
 from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Level, Log
+from sniproxy.log.repeats import PERIOD
 from sniproxy.log.sinks import FileSink
 from sniproxy.resolver.hosts import Hosts
 from tests.clock import Clock
@@ -55,10 +57,12 @@ class Plane:
         self.hosts = Hosts()
         self._log_path = folder / "log"
         self._log_file = self._log_path.open("wb", buffering=0)
+        log = Log(FileSink(self._log_file.fileno()), Level.CONNECTIONS)
+        log.on_repeats = Sweep(self.clock.later, PERIOD, log.report_repeats).wake
         self.connections = Connections(
             self.poller,
             self.hosts,
-            Log(FileSink(self._log_file.fileno()), Level.CONNECTIONS),
+            log,
             lambda: self.clock.now,
             self.clock.later,
             lambda event, **fields: self.reports.append((event, fields)),

@@ -204,3 +204,24 @@ def test_addresses_of_clients() -> None:
     assert address_text(("1.2.3.4", 5)) == "1.2.3.4:5"
     assert address_text(("::1", 5, 0, 0)) == "[::1]:5"
     assert address_text("") == "unix"
+    # Of a socket for both families.
+    assert address_text(("::ffff:1.2.3.4", 5, 0, 0)) == "1.2.3.4:5"
+    assert address_text(("::1.2.3.4", 5, 0, 0)) == "[::1.2.3.4]:5"
+    assert address_text(("::ffff:0:1", 5, 0, 0)) == "[::ffff:0:1]:5"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a_b.example", "a_b.example"),
+        ('-\x1b[31m" x=1\n', r'"-\x1b[31m\" x=1\n"'),
+        ("b\xfccher.example", r'"b\xfccher.example"'),
+        ("a" * 255, "a" * 254 + "..."),
+        ("\0" * 60_000, '"' + r"\x00" * 254 + '..."'),
+        ("", "none"),
+    ],
+)
+def test_a_name_that_is_none_is_shown_escaped_and_cut(plane: Plane, name: str, shown: str) -> None:
+    assert plane.read(plane.client(hello(name)), 99) == alert(112)
+    (line,) = plane.log.splitlines()
+    assert f" host={shown} end=refused:not_a_host_name " in line

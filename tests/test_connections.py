@@ -1,11 +1,13 @@
 """What all connections of a process share."""
 
 import os
+import socket
 
 import pytest
 
 from sniproxy.dataplane import connections, farewell
-from tests.hello import hello
+from tests.end_to_end.harness import reset
+from tests.hello import hello, message, records, server_name
 from tests.plane import Plane, alert
 
 HELLO = hello("a.example")
@@ -79,9 +81,9 @@ def test_undecided_hellos_have_a_limit_together(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not one of them is large, and the oldest makes room."""
-    monkeypatch.setattr(connections, "MAX_KEPT", 1000)
+    monkeypatch.setattr(connections, "MAX_KEPT", 2000)
     plane.backend("a.example")
-    start = hello("a.example", padding=2000)[:400]
+    start = hello("a.example", padding=2000)[:400]  # kept twice, as it came and out of its records
     oldest, second, third = (plane.client(start) for _ in range(3))
     assert plane.read(oldest, 99) == alert(90)
     assert plane.connections.totals.refused == {"evicted": 1}
@@ -137,6 +139,48 @@ def test_descriptors_are_given_back(plane: Plane) -> None:
     plane.until(lambda: plane.connections.totals.open == 0)
     assert os.listdir("/proc/self/fd") == before
     assert plane.poller.watchers() == []
+
+
+def test_tables_of_connections_are_empty_without_connections(plane: Plane) -> None:
+    """What is kept for each is bounded by their number, which descriptors bound."""
+    backend, full = plane.backend("a.example"), plane.backend("full.example", backlog=0)
+    first = plane.client(hello("full.example"))
+    waiting = plane.client(hello("full.example"))
+    undecided, refused = plane.client(HELLO[:99]), plane.client(b"G")
+    half_closed = plane.client(HELLO)
+    backend.accept()
+    half_closed.shutdown(socket.SHUT_WR)
+    shared = plane.connections
+    plane.until(lambda: len(shared.relay.half_closed) == 1)
+    assert (len(shared.undecided), len(shared.farewells), len(shared.lines)) == (1, 1, 1)
+    assert shared._kept > 0
+    plane.read(refused, 99)
+    for client in (first, waiting, undecided, refused, half_closed):
+        reset(client)
+    for stream in (*backend.accepted, full.accept()):
+        stream.close()
+    plane.until(lambda: shared.totals.open == 0)
+    plane.clock.advance(1)
+    assert shared._kept == 0
+    tables = (shared.undecided, shared.farewells, shared.lines, shared.relay.half_closed)
+    assert not any(map(len, tables))
+    assert plane.poller.watchers() == []
+
+
+def test_refusals_are_counted_by_few_words(plane: Plane) -> None:
+    """Nothing of what a client sends is a reason of its own."""
+    for number in range(100):
+        for wire in (
+            hello(f"{number}.example"),
+            hello(f"-{number}"),
+            records(message(server_name((number + 1, b"a")))),
+            hello(f"{number}.example")[:9] + bytes([number]) * 400,
+        ):
+            client = plane.client(wire)
+            client.shutdown(socket.SHUT_WR)
+            plane.read(client, 99)
+    assert plane.connections.totals.refused.total() == 400
+    assert len(plane.connections.totals.refused) < 10
 
 
 def test_limits_are_those_of_the_specification() -> None:

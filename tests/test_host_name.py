@@ -1,11 +1,13 @@
 """Which bytes are a host name, against a plain statement of the rule."""
 
 import os
+import tracemalloc
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sniproxy.parser import host_name
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 
 ALLOWED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-."
@@ -61,3 +63,19 @@ def test_what_passes_is_one_harmless_entry(name: bytes) -> None:
         assert os.path.basename(host) == host
         assert len(os.fsencode(host)) <= 255
         assert canonical(host.encode()) == host
+
+
+def test_the_names_that_are_remembered_are_bounded_in_bytes() -> None:
+    """A thousand or so, none of them longer than a host name may be."""
+
+    def ask(size: int) -> int:
+        host_name._canonical.cache_clear()
+        tracemalloc.start()
+        for number in range(3000):
+            canonical(b"%06d" % number * (size // 6))
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return held
+
+    assert ask(6_000) < 64 * 1024
+    assert 100 * 1024 < ask(MAX_LENGTH) < 1024 * 1024

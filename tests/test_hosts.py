@@ -14,7 +14,6 @@ from sniproxy.resolver.hosts import (
     SUN_PATH,
     Hosts,
     NoHostsDirectory,
-    refusal,
 )
 from tests.end_to_end.harness import Backend
 from tests.processes import in_child
@@ -177,17 +176,17 @@ def test_nothing_but_the_socket_and_the_two_names_is_asked_for(
         (errno.ECONNREFUSED, "nothing_listens"),
     ],
 )
-def test_unknown_hosts(error: int, reason: str) -> None:
-    refused = refusal(OSError(error, os.strerror(error)))
+def test_unknown_hosts(hosts: Hosts, error: int, reason: str) -> None:
+    refused = hosts.refusal("none.example", OSError(error, os.strerror(error)))
     assert (refused.alert, refused.reason) == (Alert.UNRECOGNIZED_NAME, reason)
 
 
-def test_every_other_error_is_a_fault() -> None:
+def test_every_other_error_is_a_fault(hosts: Hosts) -> None:
     unknown = {"ENOENT", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "EACCES", "EPERM", "ECONNREFUSED"}
     for number, name in errno.errorcode.items():
         if name not in unknown:
-            assert refusal(OSError(number, "")).alert == Alert.INTERNAL_ERROR
-    assert refusal(OSError("no number at all")).alert == Alert.INTERNAL_ERROR
+            assert hosts.refusal("none.example", OSError(number, "")).alert == Alert.INTERNAL_ERROR
+    assert hosts.refusal("none.example", OSError("no number at all")).alert == Alert.INTERNAL_ERROR
     assert {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM} == DESCRIPTORS_EXHAUSTED
 
 
@@ -201,23 +200,32 @@ def test_what_real_look_ups_raise(hosts: Hosts, backends: list[Backend]) -> None
     make(backends, "dead").close()
     os.mkdir("dangling")
     os.symlink("nowhere", "dangling/tls-socket")
+    os.mkdir("through")
+    os.symlink("../file/socket", "through/tls-socket")
+    os.symlink("nowhere", "leads.nowhere")
+    os.mkdir("y" * 200)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
         datagram.bind("datagram/tls-socket")
         expected = {
-            "none": errno.ENOENT,
-            "empty": errno.ENOENT,
-            "dangling": errno.ENOENT,
-            "loop": errno.ELOOP,
-            "file": errno.ENOTDIR,
-            "x" * 300: errno.ENAMETOOLONG,
-            "text": errno.ECONNREFUSED,
-            "dead": errno.ECONNREFUSED,
-            "datagram": errno.EPROTOTYPE,
+            "none": (errno.ENOENT, "no_such_host"),
+            "leads.nowhere": (errno.ENOENT, "no_such_host"),
+            "file": (errno.ENOTDIR, "no_such_host"),
+            "x" * 300: (errno.ENAMETOOLONG, "no_such_host"),
+            "z" * 200: (errno.ENOENT, "no_such_host"),
+            "empty": (errno.ENOENT, "no_socket"),
+            "y" * 200: (errno.ENOENT, "no_socket"),
+            "dangling": (errno.ENOENT, "no_socket"),
+            "through": (errno.ENOTDIR, "no_socket"),
+            "loop": (errno.ELOOP, "link_loop"),
+            "text": (errno.ECONNREFUSED, "nothing_listens"),
+            "dead": (errno.ECONNREFUSED, "nothing_listens"),
+            "datagram": (errno.EPROTOTYPE, "backend_fault"),
         }
-        for name, number in expected.items():
+        for name, (number, reason) in expected.items():
             with pytest.raises(OSError) as raised:
                 connect(hosts, name)
             assert raised.value.errno == number, name
+            assert hosts.refusal(name, raised.value).reason == reason, name
 
 
 def test_a_full_queue_is_told_apart(hosts: Hosts, backends: list[Backend]) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.dataplane import listener as listeners
-from sniproxy.dataplane.listener import EPISODE, MOST_FAILURES, PAUSE, Listener
+from sniproxy.dataplane.listener import MOST_FAILURES, PAUSE, Listener
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
+from sniproxy.log.repeats import PERIOD
 from tests.end_to_end.harness import TIMEOUT, in_thread, wait_until
 from tests.hello import hello
 from tests.plane import Descriptors, Plane
@@ -198,12 +199,13 @@ def test_what_the_poller_refuses_it_takes_later(plane: Plane) -> None:
     plane.poller.watch(listening.fileno(), listener)
     for _ in range(3):
         plane.clock.advance(PAUSE)
-    assert plane.log.count("event=accept_failed") == 1
+    # One line for each reason.
+    assert plane.log.count("event=accept_failed") == 2
     assert plane.faults == []
     plane.poller.unwatch(listening.fileno())
     plane.clock.advance(PAUSE)
     plane.until(lambda: plane.connections.totals.accepted == 1)
-    assert plane.clock.timers <= 1
+    assert plane.clock.timers <= 2  # the sweep of undecided hellos, the count of its lines
     close_all(clients)
     listener.close()
 
@@ -251,7 +253,7 @@ def test_a_look_at_what_another_was_woken_for(plane: Plane, listening: socket.so
     [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL, errno.EFAULT],
 )
 def test_the_trouble_of_the_system_is_waited_out(plane: Plane, error: int) -> None:
-    """Accepting pauses and goes on; one line an episode, however long it lasts."""
+    """Accepting pauses and goes on; one line at once and a count, however long it lasts."""
     listening = troubled(*[error] * 5)
     listener = Listener(listening, plane.connections)
     clients = connect(listening, 1)
@@ -265,12 +267,14 @@ def test_the_trouble_of_the_system_is_waited_out(plane: Plane, error: int) -> No
         plane.clock.advance(PAUSE)
     plane.until(lambda: plane.connections.totals.accepted == 1)
     assert plane.log.count("event=accept_failed") == 1
-    # Another episode, another line.
-    plane.clock.advance(EPISODE + 1)
+    plane.clock.advance(PERIOD)
+    assert plane.log.count("event=accept_failed") == 2
+    assert plane.log.endswith(" count=4\n")
+    # Another time, another line.
     listening.errors = [error]
     clients += connect(listening, 1)
     plane.until(lambda: not listening.errors)
-    assert plane.log.count("event=accept_failed") == 2
+    assert plane.log.count("event=accept_failed") == 3
     close_all(clients)
     listener.close()
 

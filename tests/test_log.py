@@ -1,11 +1,21 @@
 """The log can neither raise, nor block, nor kill."""
 
+import errno
 import os
 import pathlib
+import re
 import socket
+import tracemalloc
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Level, Log, field, is_journal
+from sniproxy.log.repeats import MAX_BYTES, MAX_ROWS, PERIOD
 from sniproxy.log.sinks import MAX_LINE, FileSink, SocketSink, sink_of
+from tests.clock import Clock
 
 
 def test_fields_are_one_word() -> None:
@@ -52,3 +62,132 @@ def test_nothing_that_is_logged_raises() -> None:
     log = Log(FileSink(-1))
     log.info("bad", what=Bad())
     assert log.dropped == 1
+
+    def broken() -> float:
+        raise MemoryError
+
+    log = Log(FileSink(-1), clock=broken)
+    for _ in range(3):
+        log.warning("bad")
+    assert not log.report_repeats()
+    assert log.dropped == 2
+
+
+class Whim:
+    """A sink that takes what a plan says: a number of bytes, None for "not now", -1 for "never"."""
+
+    batch = MAX_LINE
+
+    def __init__(self, plan: list[int | None]) -> None:
+        self._plan = plan
+        self.data = b""
+
+    def write(self, lines: bytes) -> int:
+        step = self._plan.pop() if self._plan else len(lines)
+        if step is None:
+            raise BlockingIOError
+        if step < 0:
+            raise OSError(errno.ENOSPC, "full")
+        self.data += lines[:step]
+        return min(step, len(lines))
+
+    def close(self) -> None:
+        pass
+
+
+@given(
+    plan=st.lists(st.one_of(st.none(), st.just(-1), st.integers(1, 200)), max_size=60),
+    sizes=st.lists(st.integers(0, 150), max_size=40),
+)
+def test_short_writes_merge_no_lines(plan: list[int | None], sizes: list[int]) -> None:
+    """However a destination takes them: a line is whole, or counted and nothing behind it."""
+    sink = Whim(plan)
+    log = Log(sink)
+    for number, size in enumerate(sizes):
+        log.info("one", number=number, text="x" * size, end="here")
+    plan.clear()
+    assert not log.flush()
+    log.info("last")
+    text = sink.data.decode()
+    lines = text.splitlines()
+    ends = re.findall(r"event=one number=(\d+) .*end=here$", text, re.MULTILINE)
+    whole = [int(one) for one in ends]
+    assert whole == sorted(whole)
+    lost = sum(int(one) for one in re.findall(r"log_lines_dropped count=(\d+)", text))
+    # One that lacked nothing but its end counts as lost.
+    torn = sum(not re.search("event=(one.*end=here|last|log_lines.*)$", line) for line in lines)
+    assert len(sizes) <= len(whole) + lost <= len(sizes) + len(whole)
+    assert len(sizes) == len(whole) + lost or torn < lost
+    assert all(line.count("event=") <= 1 for line in lines)
+    assert sum(line.endswith("level=info event=last") for line in lines) == 1
+    assert log.dropped == 0
+    assert log._waiting == 0
+
+
+def test_warnings_that_come_again_are_counted() -> None:
+    """One line at once for each that is another, a count of the others at the end of the period."""
+    clock, sink = Clock(), Whim([])
+    log = Log(sink, clock=lambda: clock.now)
+    log.on_repeats = Sweep(clock.later, PERIOD, log.report_repeats).wake
+    for _ in range(1000):
+        log.warning("backend_fault", host="a.example", error="is a directory")
+        log.warning("backend_fault", host="b.example", error="is a directory")
+        log.warning("backend_fault", host="a.example", error="accept queue full")
+        log.error("unexpected_error", error="accept queue full")
+    log.warning("backend_fault", host="c.example", error="is a directory")
+    assert sink.data.count(b"\n") == 5
+    assert clock.timers == 1
+    sink.data = b""
+    clock.advance(PERIOD)
+    a = "event=backend_fault host=a.example error"
+    assert [line.partition(" level=")[2] for line in sink.data.decode().splitlines()] == [
+        f'warning {a}="is a directory" count=999',
+        'warning event=backend_fault host=b.example error="is a directory" count=999',
+        f'warning {a}="accept queue full" count=999',
+        'error event=unexpected_error error="accept queue full" count=999',
+    ]
+    # At rest again, and the next one is a first.
+    assert clock.timers == 0
+    sink.data = b""
+    log.warning("backend_fault", host="c.example", error="is a directory")
+    assert sink.data.endswith(b'host=c.example error="is a directory"\n')
+    clock.advance(PERIOD)
+    assert sink.data.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("size", [1, 250, 9000])
+def test_the_table_of_repeats_is_bounded(size: int) -> None:
+    """Hosts beyond it share a row, and none of their lines is lost in the sums."""
+    sink = Whim([])
+    log = Log(sink)
+    rounds, hosts = 3, 5000
+    tracemalloc.start()
+    for _ in range(rounds):
+        for number in range(hosts):
+            log.warning("backend_fault", host=f"{number:04}" + "x" * size)
+            log.error("no_worker")
+    held = sum(
+        one.size
+        for one in tracemalloc.take_snapshot()
+        .filter_traces([tracemalloc.Filter(True, "*/sniproxy/log/*.py")])
+        .statistics("filename")
+    )
+    tracemalloc.stop()
+    at_once = sink.data.decode().splitlines()
+    assert len(at_once) <= MAX_ROWS + 2
+    assert held < MAX_BYTES + MAX_ROWS * 400
+    log.report_repeats()
+    counts = sink.data.decode().splitlines()[len(at_once) :]
+    assert len(counts) <= MAX_ROWS + 2
+    assert sum("others=yes" in line for line in counts) == 1
+    again = sum(int(line.rpartition("count=")[2]) for line in counts)
+    assert len(at_once) + again == 2 * rounds * hosts
+
+
+def test_no_count_is_lost_at_the_end(tmp_path: pathlib.Path) -> None:
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        log = Log(FileSink(file.fileno()))
+        for _ in range(3):
+            log.warning("accept_failed")
+        log.close()
+    assert (tmp_path / "log").read_text().endswith(" event=accept_failed count=2\n")

@@ -1,5 +1,6 @@
 """The manual pages: they render without a warning, and know every option."""
 
+import ast
 import os
 import pathlib
 import pwd
@@ -12,6 +13,8 @@ import sys
 import pytest
 
 from sniproxy.commands import USAGE_ERROR
+from sniproxy.dataplane.ending import CLIENT_LOST
+from sniproxy.resolver import hosts
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "man").glob("*.[18]"))
@@ -94,6 +97,38 @@ def test_has_every_variable_signal_and_alert() -> None:
     for signal in ("SIGHUP", "SIGTERM", "SIGINT", "SIGUSR1"):
         assert re.search(rf"^\.It Dv .*{signal}", page, re.MULTILINE)
     assert f".It {USAGE_ERROR}\n" in page
+
+
+def reasons() -> set[str]:
+    """Collect the words for why a connection is refused, from where they arise."""
+    words = {*hosts._UNKNOWN_HOST.values(), "no_such_host"}
+    for path in (ROOT / "sniproxy").glob("*/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            arguments: list[ast.expr] = []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                if node.func.id == "Refusal":
+                    arguments = node.args[1:2]
+                elif node.func.id == "_misfit":
+                    words |= {f"{ast.literal_eval(node.args[0])}_does_not_fit"}
+            elif isinstance(node, ast.Assign) and "reason" in ast.unparse(node.targets[0]):
+                arguments = [node.value]
+            words |= {
+                one.value
+                for argument in arguments
+                if isinstance(argument, ast.Constant | ast.IfExp)
+                for one in ast.walk(argument)
+                if isinstance(one, ast.Constant) and isinstance(one.value, str)
+            }
+    return words
+
+
+def test_has_every_reason_and_ending() -> None:
+    page = text_of(next(page for page in PAGES if page.stem == "sniproxy"))
+    told = set(re.findall(r"\w+", " ".join(re.findall(r"^\.It Li (.+)$", page, re.MULTILINE))))
+    assert len(reasons()) > 20
+    assert reasons() <= told, reasons() - told
+    for how in {*CLIENT_LOST, "reset_by_backend", "closed", "idle", "stopped", "fault"}:
+        assert f".Li {how}" in page
 
 
 def test_examples_of_names_are_right() -> None:

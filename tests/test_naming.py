@@ -4,6 +4,7 @@ import base64
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,17 @@ def test_hashes_are_names_of_43_characters(name: str) -> None:
     assert "=" not in hashed
     # So that its socket always fits an address.
     assert len(f"{hashed}/{naming.SOCKET}") <= 107
+
+
+def test_the_hashes_that_are_remembered_are_bounded_in_bytes() -> None:
+    """A thousand or so; no host name is longer than 254."""
+    naming.hashed.cache_clear()
+    tracemalloc.start()
+    for number in range(3000):
+        naming.hashed(f"{number:04}" + "x" * 250)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 100 * 1024 < held < 1024 * 1024
 
 
 def test_plain_is_the_name_itself() -> None:

@@ -248,6 +248,20 @@ def test_a_client_that_is_gone_while_it_is_not_read() -> None:
     pair.close()
 
 
+def test_a_client_that_times_out_has_not_reset() -> None:
+    """It is there and takes nothing: the kernel gives it up (tcp(7), TCP_USER_TIMEOUT)."""
+    pair = Pair(tcp=True)
+    pair.ours[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50)
+    while pair.end is None:
+        with contextlib.suppress(OSError):
+            pair.backend.send(bytes(65536))
+        pair.turn()
+    assert pair.end[0] == "client_timed_out"
+    # Nobody is left to say farewell to.
+    assert not pair.end[3]
+    pair.close()
+
+
 def test_last_words_of_a_backend_that_left_bytes_unread(pair: Pair) -> None:
     pair.client.send(b"never read")
     pair.idle()

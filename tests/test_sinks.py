@@ -4,15 +4,17 @@ import contextlib
 import errno
 import os
 import pathlib
+import random
 import re
+import resource
 import socket
 import termios
 import tty
 
 import pytest
 
-from sniproxy.log.log import Log
-from sniproxy.log.sinks import MAX_BACKLOG, PipeSink, SyslogSink, sink_of
+from sniproxy.log.log import MAX_BACKLOG, Log
+from sniproxy.log.sinks import MAX_LINE, PipeSink, SyslogSink, sink_of
 from tests.processes import forbid, in_child
 
 
@@ -34,13 +36,18 @@ def test_a_full_destination_drops_and_counts(kind: str, size: int) -> None:
         log.info("filler", text="x" * size)
     assert called
     assert log.dropped > 0
+    # What waits is bounded by its bytes, short lines or long ones.
+    assert MAX_BACKLOG - MAX_LINE < sum(map(len, log._backlog)) <= MAX_BACKLOG
     data = b""
-    while not data.endswith(b"\n") or b"log_lines_dropped" not in data:
+    while log.flush():
+        data += os.read(read, 1 << 20)
+    log.info("last")
+    while not data.endswith(b"event=last\n"):
         log.flush()
         data += os.read(read, 1 << 20)
     written = data.count(b"event=filler")
-    assert written >= MAX_BACKLOG
-    assert f"event=log_lines_dropped count={20_000 - written}\n".encode() in data
+    lost = sum(int(one) for one in re.findall(rb"event=log_lines_dropped count=(\d+)\n", data))
+    assert written + lost == 20_000
     assert all(
         line.endswith(b"text=" + b"x" * size) for line in data.splitlines() if b"filler" in line
     )
@@ -147,3 +154,82 @@ def test_syslog(tmp_path: pathlib.Path) -> None:
         log.close()
         expected = f"<28>sniproxy[{os.getpid()}]: event=fault host=a.b"
         assert daemon.recv(1000).decode() == expected
+
+
+@pytest.mark.parametrize("flags", [os.O_APPEND, 0], ids=["append", "offset"])
+def test_a_full_disk_merges_no_lines(tmp_path: pathlib.Path, flags: int) -> None:
+    """It takes a part of a line. When there is room again, another process writes first."""
+    path = tmp_path / "log"
+
+    def work() -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | flags)
+        logs = [Log(sink_of(fd)), Log(sink_of(fd))]
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for room in (1000, 1500, 2500):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+            for number in range(50):
+                logs[0].info("one", number=number, room=room)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            logs[1].info("other", room=room)
+            logs[0].info("again", room=room)
+
+    in_child(work)
+    lines = path.read_text().splitlines()
+    assert all(re.fullmatch(r"\S+Z level=\w+ event=\w+( \w+=\d+){1,2}", line) for line in lines)
+    lost = [int(one) for one in re.findall(r"log_lines_dropped count=(\d+)", "\n".join(lines))]
+    # Of 150 lines, each was written whole or counted.
+    assert sum("event=one" in line for line in lines) + sum(lost) == 150
+    assert sum("event=other" in line or "event=again" in line for line in lines) == 6
+
+
+def test_a_line_that_can_t_be_taken_back_is_ended(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "log"
+
+    def work() -> None:
+        forbid("ftruncate", errno.EPERM)
+        log = Log(sink_of(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (120, hard))
+        for number in range(9):
+            log.info("one", number=number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        log.info("again")
+
+    in_child(work)
+    first, second, torn, again, lost = path.read_text().splitlines()
+    assert (first[-8:], second[-8:]) == ("number=0", "number=1")
+    assert torn == first[:10]
+    assert again.endswith(" level=info event=again")
+    assert lost.endswith(" event=log_lines_dropped count=7")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_socket_that_takes_parts(seed: int) -> None:
+    """Of TCP, with buffers as small as they get: what was begun is completed before the next."""
+    chance = random.Random(seed)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        ours = socket.socket()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        ours.connect(listening.getsockname())
+        theirs, _ = listening.accept()
+    with ours, theirs:
+        log = Log(sink_of(ours.fileno()))
+        data = b""
+        for number in range(300):
+            log.info("one", number=number, text="x" * chance.randrange(3900))
+            if chance.random() < 0.5:
+                data += theirs.recv(chance.randrange(1, 9000))
+                log.flush()
+        while log.flush():
+            data += theirs.recv(9000)
+        log.info("last")
+        while not data.endswith(b"event=last\n"):
+            while log.flush():
+                data += theirs.recv(9000)
+            data += theirs.recv(9000)
+        log.close()
+    whole = rb"\S+Z level=\w+ event=(\w+)( number=(\d+) text=(x+|\"\"))?( count=\d+)?"
+    assert all(re.fullmatch(whole, line) for line in data.splitlines())
+    lost = sum(int(one) for one in re.findall(rb"log_lines_dropped count=(\d+)", data))
+    assert data.count(b"event=one") + lost == 300

@@ -17,6 +17,7 @@ from socket import (
 )
 
 from sniproxy.dataplane.connections import PATIENCE, Connections
+from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.relay import End
@@ -24,10 +25,11 @@ from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.host_name import MAX_LENGTH
 from sniproxy.resolver import proxy_header
-from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, refusal
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
 from sniproxy.resolver.naming import directory_name
-from sniproxy.resolver.proxy_header import SocketAddress
+from sniproxy.resolver.proxy_header import IPV4_MAPPED, SocketAddress
 
 # Plain numbers, since the operators of the enumerations take longer than what they are for.
 _UNIX = int(AF_UNIX)
@@ -125,8 +127,10 @@ class Arrival:
         if self._parser is not None:
             while self._read():
                 pass
-        elif mask & ERROR and self._socket.getsockopt(SOL_SOCKET, SO_ERROR):
-            self.end("reset_by_client")
+        elif mask & ERROR:
+            error = self._socket.getsockopt(SOL_SOCKET, SO_ERROR)
+            if error:
+                self.end(lost("client", error))
 
     def resume(self) -> None:
         """Never called: an arrival leaves nothing undone."""
@@ -167,8 +171,8 @@ class Arrival:
             size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
         except BlockingIOError:
             return False
-        except OSError:
-            self.end("reset_by_client")
+        except OSError as error:
+            self.end(lost("client", error.errno))
             return False
         return self._take(parser, relay.view[:size])
 
@@ -180,13 +184,15 @@ class Arrival:
                 raise parser.finish()
             host = parser.feed(data)
         except Refusal as refused:
+            self.host = _shown(refused.name)
             self.refuse(refused)
             return False
         if host is None:
             if self._received is None:
                 self._received = bytearray()
             self._received += data
-            self._connections.keep(self, len(self._received))
+            # It is here twice: as it came, for the backend, and as the parser reads it.
+            self._connections.keep(self, self._received.__sizeof__() + parser.kept())
             return True
         self._settle()
         self.host = host
@@ -242,7 +248,7 @@ class Arrival:
             if isinstance(error, BlockingIOError) and self._may_wait():
                 self._keep(received)
                 return self.host
-            self._not_reached(error)
+            self._not_reached(directory, error)
             return None
         self._forward(self._backend, directory, received)
         return None
@@ -268,8 +274,8 @@ class Arrival:
         self._connections.poller.guard(self, connect)
         return line
 
-    def _not_reached(self, error: OSError) -> None:
-        refused = refusal(error)
+    def _not_reached(self, directory: str, error: OSError) -> None:
+        refused = self._connections.hosts.refusal(directory, error)
         if refused.alert == Alert.INTERNAL_ERROR:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
@@ -371,9 +377,18 @@ class Arrival:
         )
 
 
+def _shown(name: bytes) -> str:
+    """Write a name that is no host name for the log, which escapes it: what is shown is cut."""
+    text = name[:MAX_LENGTH].decode("latin-1")
+    return text if len(name) <= MAX_LENGTH else f"{text}..."
+
+
 def address_text(address: SocketAddress) -> str:
-    """Write a client's address for the log: IPv6 in brackets, a Unix client as such."""
+    """Write a client's address for the log: IPv6 in brackets, IPv4 as such wherever it came by, a
+    Unix client as such."""
     if not isinstance(address, tuple):
         return "unix"
     host, port = address[0], address[1]
+    if "." in host:
+        host = host.removeprefix(IPV4_MAPPED)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

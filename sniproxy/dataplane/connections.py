@@ -25,8 +25,8 @@ FAREWELL_PATIENCE = 1.0
 """Seconds that a client has to read what it was sent last and to close."""
 
 MAX_KEPT = 32 * 1024 * 1024
-"""Bytes of all undecided hellos together that a process keeps: room for more than a thousand of the
-largest that occur (20 kB), where each alone might have a megabyte."""
+"""Bytes of memory of all undecided hellos together in a process, the parser's copies included: room
+for 700 of the largest that occur (20 kB), where each alone might have a megabyte, twice."""
 
 _SWEEP = 0.1
 
@@ -134,7 +134,8 @@ class Connections:
         return True
 
     def keep(self, arrival: Undecided, size: int) -> None:
-        """Count the ``size`` bytes of an undecided hello so far; end the oldest of too many."""
+        """Count the ``size`` bytes kept for an undecided hello so far; end the oldest of too
+        many."""
         kept = self._kept + size - arrival.kept
         # Both or neither: only to add them up can fail.
         self._kept = kept

@@ -32,9 +32,6 @@ MOST_FAILURES = 100
 """Connections in a row that could not be accepted, each for a reason of its own; after so many the
 reason is ours (a filter of system calls that forbids it, say), and trying on would be all we do."""
 
-EPISODE = 10.0
-"""Seconds without trouble after which the next trouble is worth another line in the log."""
-
 _STREAM = int(socket.SOCK_STREAM)
 
 _OF_ONE_CLIENT = frozenset(
@@ -81,7 +78,6 @@ class Listener:
         self._watched = False
         self._going_on = False
         self._lost = False
-        self._last_trouble = float("-inf")
         if listening.family in (socket.AF_INET, socket.AF_INET6):
             # Inherited by what is accepted, so that no connection costs a call for it: dead
             # clients are found, and small records are not held back.
@@ -169,11 +165,8 @@ class Listener:
                 self._trouble(error)
 
     def _trouble(self, error: OSError) -> None:
-        """Log an error of the system, once an episode."""
-        now = self._connections.clock()
-        if now - self._last_trouble >= EPISODE:
-            self._connections.log.warning("accept_failed", error=error.strerror or error)
-        self._last_trouble = now
+        """Log an error of the system, which may last."""
+        self._connections.log.warning("accept_failed", error=error.strerror or error)
 
     def _pause(self) -> None:
         """Leave the poller for a while: it is level-triggered and would report without end."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final, Protocol
 
+from sniproxy.dataplane.ending import CLIENT_LOST, lost
 from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, HANG_UP, READ, WRITE, Poller
 from sniproxy.dataplane.sweep import Sweep
@@ -147,7 +148,7 @@ class Relay:
     def end(self, client: "End", how: str) -> None:
         """Close the backend's side and hand the client's on. Begun again, it goes on."""
         backend = client.peer
-        sending = client.ended != FINISHED and how != "reset_by_client"
+        sending = client.ended != FINISHED and how not in CLIENT_LOST
         for end in (client, backend):
             end.reading = False
             if end.ended:
@@ -207,18 +208,18 @@ class End:
         """Give the client's end of this connection."""
         return self if self.of_client else self.peer
 
-    def gone(self) -> str:
-        """Say how the log calls a connection that this end has reset."""
-        return "reset_by_client" if self.of_client else "reset_by_backend"
+    def gone(self, error: int | None = None) -> str:
+        """Say how the log calls a connection that this end has reset, or lost by an error."""
+        return lost("client" if self.of_client else "backend", error)
 
-    def failed(self) -> None:
+    def failed(self, error: int) -> None:
         """Act on an error of this socket while we were not reading it.
 
         Without a client there is nobody to deliver to. What a backend wrote before still reaches
         its client; only the direction to the backend is given up.
         """
         if self.of_client:
-            self.broken()
+            self.broken(error)
         elif not self.peer.ended:
             self.peer.sever()
 
@@ -250,8 +251,10 @@ class End:
             self.pump(mask & HANG_UP != 0)
         # No read tells of an error that came with the end of the stream, or while we don't read.
         # An event may be stale; the socket itself knows.
-        if mask & ERROR and self.ended != OVER and self.socket.getsockopt(SOL_SOCKET, SO_ERROR):
-            self.failed()
+        if mask & ERROR and self.ended != OVER:
+            error = self.socket.getsockopt(SOL_SOCKET, SO_ERROR)
+            if error:
+                self.failed(error)
 
     def resume(self) -> None:
         if self.reading:
@@ -286,8 +289,8 @@ class End:
                 size = source.recv_into(relay.buffer, 0, _DONT_WAIT)
             except BlockingIOError:
                 return
-            except OSError:
-                self.broken()
+            except OSError as error:
+                self.broken(error.errno)
                 return
             if not size:
                 self.finish()
@@ -296,8 +299,8 @@ class End:
                 sent = self.peer.socket.send(relay.view[:size], _DONT_WAIT)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                self.sever()
+            except OSError as error:
+                self.sever(error.errno)
                 return
             self.moved += sent
             if sent < size:
@@ -339,7 +342,7 @@ class End:
                 if relay.pipes.refused(error):
                     self.bulk = 0
                     return False
-                self.broken()
+                self.broken(error.errno)
                 return True
             if not size:
                 relay.pipes.give_back(pipe)
@@ -399,8 +402,8 @@ class End:
                 sent = target.send(self.unsent, _DONT_WAIT)
             except BlockingIOError:
                 return
-            except OSError:
-                self.sever()
+            except OSError as error:
+                self.sever(error.errno)
                 return
             self.moved += sent
             if sent < len(self.unsent):
@@ -430,13 +433,13 @@ class End:
             return
         try:
             peer.socket.shutdown(SHUT_WR)
-        except OSError:
+        except OSError as error:
             # Nothing can reach the peer any more, but what it sent before can still be read.
-            self.sever()
+            self.sever(error.errno)
             return
         self.relay.half_close(self)
 
-    def sever(self) -> None:
+    def sever(self, error: int | None = None) -> None:
         """Give this direction up: the peer takes nothing any more.
 
         What a backend wrote before it went away is still passed on, up to its end. Without a
@@ -444,7 +447,7 @@ class End:
         """
         peer = self.peer
         if peer.of_client:
-            peer.broken()
+            peer.broken(error)
             return
         self.reading = False
         self.ended = SEVERED
@@ -457,6 +460,6 @@ class End:
         if peer.reading:
             peer.pump(True)
 
-    def broken(self) -> None:
+    def broken(self, error: int | None) -> None:
         """End both directions: reading has failed, after all that had arrived was passed on."""
-        self.relay.end(self.client(), self.gone())
+        self.relay.end(self.client(), self.gone(error))

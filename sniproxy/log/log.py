@@ -1,7 +1,12 @@
 """The log: one line an event, ``key=value``, to wherever standard error leads.
 
 Writing a line never raises, never blocks and never kills. What does not fit waits in a bounded
-backlog; beyond that, lines are dropped and counted.
+backlog; beyond that, lines are dropped and counted. A line that was begun is completed, or ended
+where it is, before another one begins.
+
+Warnings and errors are about what somebody did, and who can make one can make thousands a second.
+So of those that are the same in all their fields only the first of a period is written at once;
+the others are counted (``repeats.py``).
 """
 
 import codecs
@@ -13,7 +18,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
-from sniproxy.log.sinks import MAX_BACKLOG, MAX_LINE, Sink
+from sniproxy.log.repeats import Repeats
+from sniproxy.log.sinks import MAX_LINE, Sink
+
+MAX_BACKLOG = 64 * 1024
+"""Bytes of lines that wait for a slow reader: as much as a pipe holds itself."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@%+,\[\]-]+")
 _EPOCH = datetime(1970, 1, 1)  # naive on purpose: no zone is ever looked up
@@ -56,6 +65,10 @@ def field(value: object) -> str:
     return f'"{escaped}"'
 
 
+def _words(event: str, fields: Mapping[str, object]) -> str:
+    return " ".join([f"event={event}", *(f"{key}={field(value)}" for key, value in fields.items())])
+
+
 class Log:
     """Lines of ``key=value``, filtered by level.
 
@@ -78,16 +91,31 @@ class Log:
         self._prefixed = prefixed
         self._clock = clock
         self._backlog: deque[bytes] = deque()
+        self._waiting = 0  # bytes in the backlog
+        self._begun = False  # its first line is the rest of one
+        self._owed = b""  # what ends a line that was begun and whose rest was lost
+        self._told = 0  # dropped lines of which its first line tells
+        self._repeats: Repeats[Priority] = Repeats()
         self.on_backlog: Callable[[], None] = lambda: None
         """Called for each line that has to wait: ``flush`` wants to be called a little later."""
+        self.on_repeats: Callable[[], None] = lambda: None
+        """Called at each warning and error: ``report_repeats`` wants to be called a
+        ``repeats.PERIOD`` after the first."""
 
     def error(self, event: str, **fields: object) -> None:
-        """Log that the process can't do what it is for."""
-        self._log(Priority.ERROR, event, fields)
+        """Log that the process can't do what it is for, or count it."""
+        self._once(Priority.ERROR, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Log a fault of a backend or of the system."""
-        self._log(Priority.WARNING, event, fields)
+        """Log a fault of a backend or of the system, or count it."""
+        self._once(Priority.WARNING, event, fields)
+
+    def report_repeats(self) -> bool:
+        """Log how often each warning and error came again, and begin a new period. Never wants to
+        be called again: the next one sees to that."""
+        for priority, words, count in self._repeats.take():
+            self._write(priority, f"{words} count={count}")
+        return False
 
     def info(self, event: str, **fields: object) -> None:
         if self._level >= Level.INFO:
@@ -95,12 +123,14 @@ class Log:
 
     def close(self) -> None:
         """Write what can still be written, and log no more."""
+        self.report_repeats()
         self.flush()
         self._sink.close()
 
     def forsake(self) -> None:
         """Close our copy of a log in a forked process: what still waits there is its owner's."""
         self._backlog.clear()
+        self._waiting = 0
         self._sink.close()
 
     def reply(self, event: str, **fields: object) -> None:
@@ -111,28 +141,44 @@ class Log:
         if self.connections:
             self._log(Priority.INFO, "connection", fields)
 
-    def _log(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
+    def _once(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
         try:
-            self._append(self._line(priority, event, fields))
+            words = _words(event, fields)
+            if self._repeats.first(priority, event, words):
+                self._write(priority, words)
+            self.on_repeats()
         except Exception:  # whatever it was, the proxy goes on
             self.dropped += 1
 
-    def _line(self, priority: Priority, event: str, fields: Mapping[str, object]) -> bytes:
-        words = [f"event={event}"]
-        words += [f"{key}={field(value)}" for key, value in fields.items()]
+    def _log(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
+        try:
+            words = _words(event, fields)
+        except Exception:  # as above
+            self.dropped += 1
+        else:
+            self._write(priority, words)
+
+    def _write(self, priority: Priority, words: str) -> None:
+        try:
+            self._append(self._line(priority, words))
+        except Exception:  # as above
+            self.dropped += 1
+
+    def _line(self, priority: Priority, words: str) -> bytes:
         if self._prefixed:
             start = f"<{priority.value}>"
         else:
             now = _EPOCH + timedelta(seconds=self._clock())
             level = priority.name.lower()
             start = f"{now.isoformat(timespec='milliseconds')}Z level={level} "
-        return (start + " ".join(words)).encode("ascii", "replace")[: MAX_LINE - 1] + b"\n"
+        return (start + words).encode("ascii", "replace")[: MAX_LINE - 1] + b"\n"
 
     def _append(self, line: bytes) -> None:
-        if len(self._backlog) >= MAX_BACKLOG:
+        if self._waiting + len(line) > MAX_BACKLOG:
             self.dropped += 1
             return
         self._backlog.append(line)
+        self._waiting += len(line)
         if len(self._backlog) == 1:
             self.flush()
         if self._backlog:
@@ -141,27 +187,54 @@ class Log:
     def flush(self) -> bool:
         """Write what waits; say whether anything still does."""
         while self._backlog:
-            lines = b""
-            count = 0
+            lines, count = self._owed, 0
             for line in self._backlog:
-                if count == self._sink.batch or len(lines) + len(line) > MAX_LINE:
+                if count and (count == self._sink.batch or len(lines) + len(line) > MAX_LINE):
                     break
                 lines += line
                 count += 1
             try:
-                self._sink.write(lines)
+                taken = self._sink.write(lines)
             except BlockingIOError:
                 return True
             except OSError:
                 # The reader is gone or the disk is full: these are lost, later ones may not be.
-                lost = count
-            else:
-                lost = 0
-            for _ in range(count):
-                self._backlog.popleft()
-            if lost:
-                self.dropped += lost
-            elif self.dropped:
-                self.dropped, dropped = 0, self.dropped
-                self.warning("log_lines_dropped", count=dropped)
+                self._lose(count)
+                continue
+            if not taken:
+                return True
+            self._taken(taken)
+            if self.dropped and not self._begun and not self._told:
+                self._tell_of_dropped()
         return False
+
+    def _tell_of_dropped(self) -> None:
+        """Have the next line say how many were dropped since the last that did."""
+        line = self._line(Priority.WARNING, f"event=log_lines_dropped count={self.dropped}")
+        self.dropped, self._told = 0, self.dropped
+        self._backlog.appendleft(line)
+        self._waiting += len(line)
+
+    def _taken(self, size: int) -> None:
+        """Forget what was written: ``size`` bytes from where we are."""
+        size -= len(self._owed)
+        self._owed = b""
+        self._waiting -= size
+        while self._backlog and size >= len(self._backlog[0]):
+            size -= len(self._backlog.popleft())
+            self._begun = False
+            self._told = 0
+        if size:
+            self._backlog[0] = self._backlog[0][size:]
+            self._begun = True
+
+    def _lose(self, count: int) -> None:
+        """Give up the first lines; the first of them may have been begun."""
+        if self._begun:
+            self._owed = b"\n"
+            self._begun = False
+        for _ in range(count):
+            self._waiting -= len(self._backlog.popleft())
+        # A line that told of others is none of them.
+        self.dropped += self._told + count - (self._told > 0)
+        self._told = 0

@@ -14,20 +14,18 @@ from typing import Protocol
 MAX_LINE = 4096
 """Bytes. PIPE_BUF, so that the lines of several processes never mix (pipe(7))."""
 
-MAX_BACKLOG = 512
-"""Lines that wait for a slow reader: some 64 KiB, as much as a pipe holds itself."""
-
 _SYSLOG_SOCKET = "/dev/log"
 _FACILITY_DAEMON = 3 << 3
 
 
 class Sink(Protocol):
-    """Where lines go. ``write`` takes up to ``batch`` whole lines, of MAX_LINE bytes together, all
-    or none of them; it raises BlockingIOError for "not now", any other OSError for "never"."""
+    """Where lines go. ``write`` takes up to ``batch`` lines, of MAX_LINE bytes together, and says
+    how many bytes were taken: where that is in the middle of a line, the next write begins with its
+    rest. It raises BlockingIOError for "not now", any other OSError for "never"."""
 
     batch: int
 
-    def write(self, lines: bytes) -> None: ...
+    def write(self, lines: bytes) -> int: ...
 
     def close(self) -> None:
         """Close what the sink has opened itself, not where the lines go."""
@@ -36,16 +34,13 @@ class Sink(Protocol):
 class SocketSink:
     """A stream socket, such as the journal's."""
 
-    batch = MAX_BACKLOG
+    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=os.dup(fd))
 
-    def write(self, lines: bytes) -> None:
-        sent = self._socket.send(lines, socket.MSG_DONTWAIT)
-        if sent < len(lines):
-            # The rest of a line that was begun: the next line still starts on its own.
-            raise OSError(errno.EMSGSIZE, "a line was cut short")
+    def write(self, lines: bytes) -> int:
+        return self._socket.send(lines, socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         self._socket.close()
@@ -58,7 +53,7 @@ class PipeSink:
     splice(2) is forbidden there is nothing better.
     """
 
-    batch = MAX_BACKLOG
+    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -66,19 +61,21 @@ class PipeSink:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
-    def write(self, lines: bytes) -> None:
-        os.write(self._write, lines)
+    def write(self, lines: bytes) -> int:
+        left = os.write(self._write, lines)
         try:
-            os.splice(self._read, self._fd, len(lines), flags=os.SPLICE_F_NONBLOCK)
+            left -= os.splice(self._read, self._fd, left, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
-            os.read(self._read, len(lines))
             raise
         except OSError:
-            os.read(self._read, len(lines))
             if not self._poll.poll(0):
                 raise BlockingIOError(errno.EAGAIN, "the pipe is full") from None
             # It says whether it is the reader that is gone.
-            os.write(self._fd, lines)
+            return os.write(self._fd, lines)
+        finally:
+            if left:
+                os.read(self._read, left)
+        return len(lines) - left
 
     def close(self) -> None:
         os.close(self._read)
@@ -92,23 +89,18 @@ class TerminalSink:
     without /dev, poll(2) is asked first, which knows whether there is room, but not how much.
     """
 
-    batch = MAX_BACKLOG
+    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._own = _opened_anew(fd)
         self._fd = fd if self._own is None else self._own
-        self._written = 0
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
 
-    def write(self, lines: bytes) -> None:
+    def write(self, lines: bytes) -> int:
         if not self._poll.poll(0):
             raise BlockingIOError(errno.EAGAIN, "the terminal is stopped")
-        # What was refused comes again, perhaps with more behind it.
-        self._written += os.write(self._fd, lines[self._written :])
-        if self._written < len(lines):
-            raise BlockingIOError(errno.EAGAIN, "the terminal is slow")
-        self._written = 0
+        return os.write(self._fd, lines)
 
     def close(self) -> None:
         if self._own is not None:
@@ -128,15 +120,41 @@ def _opened_anew(terminal: int) -> int | None:
 
 
 class FileSink:
-    """A regular file, or a device that takes everything."""
+    """A regular file, or a device that takes everything.
 
-    batch = MAX_BACKLOG
+    A full disk takes a part of a line. Others write to the same file, this program's other
+    processes and its next copy among them, and none of them could know that the line is to be
+    completed or ended first. So it is taken back.
+    """
+
+    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def write(self, lines: bytes) -> None:
-        os.write(self._fd, lines)
+    def write(self, lines: bytes) -> int:
+        taken = os.write(self._fd, lines)
+        if taken == len(lines):
+            return taken
+        whole = lines.rfind(b"\n", 0, taken) + 1
+        if not self._take_back(taken - whole):
+            return taken
+        if not whole:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole
+
+    def _take_back(self, size: int) -> bool:
+        """Cut off what we have just written, where it is the end of the file; say whether it was
+        done. What is appended meanwhile would be lost, but the disk is full for others too."""
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            if os.fstat(self._fd).st_size != end:
+                return False
+            os.ftruncate(self._fd, end - size)
+            os.lseek(self._fd, end - size, os.SEEK_SET)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         pass
@@ -152,10 +170,11 @@ class SyslogSink:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._tag = f"sniproxy[{os.getpid()}]: ".encode()
 
-    def write(self, lines: bytes) -> None:
+    def write(self, lines: bytes) -> int:
         priority, _, text = lines.rstrip(b"\n").partition(b">")
         number = _FACILITY_DAEMON | int(priority[1:])
         self._socket.sendto(b"<%d>" % number + self._tag + text, self._path)
+        return len(lines)
 
     def close(self) -> None:
         self._socket.close()
@@ -164,10 +183,10 @@ class SyslogSink:
 class NullSink:
     """Nowhere."""
 
-    batch = MAX_BACKLOG
+    batch = MAX_LINE
 
-    def write(self, lines: bytes) -> None:
-        pass
+    def write(self, lines: bytes) -> int:
+        return len(lines)
 
     def close(self) -> None:
         pass

@@ -100,6 +100,11 @@ class ClientHelloParser:
             raise Refusal(Alert.DECODE_ERROR, "hello_too_long")
         return None
 
+    def kept(self) -> int:
+        """Count the bytes of memory of what it keeps of the hello: a bytearray that grows takes an
+        eighth more than it holds."""
+        return self._message.__sizeof__()
+
     def finish(self) -> Refusal:
         """Say why the stream must not end here."""
         reason = "end_of_stream_in_hello" if self._fed else "no_hello"
@@ -173,9 +178,10 @@ class ClientHelloParser:
         if arrived < past:
             self._position = position
             raise _TooShortError(past)
-        host = canonical(bytes(message[start:past]))
+        name = bytes(message[start:past])
+        host = canonical(name)
         if host is None:
-            raise Refusal(Alert.UNRECOGNIZED_NAME, "not_a_host_name")
+            raise Refusal(Alert.UNRECOGNIZED_NAME, "not_a_host_name", name)
         return host
 
 

@@ -18,9 +18,12 @@ the directory entry of such a name still fits NAME_MAX (255)."""
 _HOST_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*(?:\.[A-Za-z0-9][A-Za-z0-9-]*)*")
 
 
-@functools.lru_cache(maxsize=1024)  # most connections ask for the names of a few others
 def canonical(name: bytes) -> str | None:
     """Give the one spelling of ``name`` that is looked up, or None if it is no host name."""
-    if len(name) > MAX_LENGTH or _HOST_NAME.fullmatch(name) is None:
-        return None
-    return name.decode("ascii").lower()
+    return _canonical(name) if len(name) <= MAX_LENGTH else None
+
+
+@functools.lru_cache(maxsize=1024)  # most connections ask for the names of a few others
+def _canonical(name: bytes) -> str | None:
+    """Do so for a name that is short enough: what a cache keeps has a bound in bytes."""
+    return name.decode("ascii").lower() if _HOST_NAME.fullmatch(name) else None

@@ -18,6 +18,7 @@ from sniproxy.dataplane.listener import Listener
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
+from sniproxy.log.repeats import PERIOD
 from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, take
 from sniproxy.resolver.hosts import Hosts
 
@@ -60,6 +61,7 @@ class Server:
         crowded = functools.partial(report, CROWDED) if workers > 1 else None
         self._listeners = [Listener(one, self._connections, crowded) for one in listening]
         log.on_backlog = Sweep(later, FLUSH, log.flush).wake
+        log.on_repeats = Sweep(later, PERIOD, log.report_repeats).wake
 
     def run(self) -> None:
         """Serve until it was stopped, and the last connection is over."""
@@ -70,6 +72,7 @@ class Server:
 
     def close(self) -> None:
         """Give back what a server holds. Signals must not reach the loop any more."""
+        self._log.report_repeats()
         self._log.flush()
         self._connections.relay.pipes.close()
         self.poller.close()

@@ -24,6 +24,7 @@ from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
+from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel, Fields
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.renewal import Renewal
@@ -115,6 +116,7 @@ class Supervisor:
         self._poller = Poller(self._fault)
         self._later = self._poller.timers.later
         log.on_backlog = Sweep(self._later, FLUSH, log.flush).wake
+        log.on_repeats = Sweep(self._later, PERIOD, log.report_repeats).wake
         self._workers: dict[int, _Worker] = {}
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
@@ -147,6 +149,7 @@ class Supervisor:
             # One more signal must not find the loop half closed.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             self._report_refusals()
+            self._log.report_repeats()
             for event in _LAST_WORDS:
                 fields = self._questions[event].fields
                 if fields:

@@ -17,10 +17,12 @@ from sniproxy.resolver import naming
 SUN_PATH = 107
 """Bytes of a socket's path without its final NUL, unix(7)."""
 
+_NO_SOCKET = "no_socket"
+
 _UNKNOWN_HOST = {
-    errno.ENOENT: "no_such_host",
-    errno.ENOTDIR: "no_such_host",
-    errno.ENAMETOOLONG: "no_such_host",
+    errno.ENOENT: _NO_SOCKET,
+    errno.ENOTDIR: _NO_SOCKET,
+    errno.ENAMETOOLONG: _NO_SOCKET,
     errno.ELOOP: "link_loop",
     errno.EACCES: "permission_denied",
     errno.EPERM: "permission_denied",
@@ -29,15 +31,6 @@ _UNKNOWN_HOST = {
 
 DESCRIPTORS_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors that pass when others give back what they hold, accept(2) and socket(2)."""
-
-
-def refusal(error: OSError) -> Refusal:
-    """Sort a failed connect: an unknown host, or (``Alert.INTERNAL_ERROR``) a fault to warn of."""
-    reason = _UNKNOWN_HOST.get(error.errno or 0)
-    if reason is not None:
-        return Refusal(Alert.UNRECOGNIZED_NAME, reason)
-    full = isinstance(error, BlockingIOError)
-    return Refusal(Alert.INTERNAL_ERROR, "queue_full" if full else "backend_fault")
 
 
 class NoHostsDirectory(OSError):  # noqa: N818 - what the user is told
@@ -98,6 +91,20 @@ class Hosts:
             backend.connect(naming.SOCKET)
         finally:
             self._return()
+
+    def refusal(self, directory: str, error: OSError) -> Refusal:
+        """Sort a failed connect: an unknown host, or (``Alert.INTERNAL_ERROR``) a fault to warn of.
+
+        The error does not tell whether it is the host's directory that is missing or what should be
+        in it. Only where one of them is, it is asked for, once.
+        """
+        reason = _UNKNOWN_HOST.get(error.errno or 0)
+        if reason is None:
+            full = isinstance(error, BlockingIOError)
+            return Refusal(Alert.INTERNAL_ERROR, "queue_full" if full else "backend_fault")
+        if reason is _NO_SOCKET and not os.access(f"{directory}/.", os.F_OK):
+            reason = "no_such_host"
+        return Refusal(Alert.UNRECOGNIZED_NAME, reason)
 
     def _return(self) -> None:
         """Come back to the hosts directory, or else let no look-up happen anywhere else.

@@ -16,7 +16,9 @@ _UNSPECIFIED = 0x00
 _TCP_OVER_IPV4 = 0x11
 _TCP_OVER_IPV6 = 0x21
 _PP2_TYPE_AUTHORITY = 0x02
-_IPV4_MAPPED = "::ffff:"
+
+IPV4_MAPPED = "::ffff:"
+"""What an IPv4 address begins with where it is written as one of IPv6."""
 
 
 def _endpoints(
@@ -26,8 +28,8 @@ def _endpoints(
     if not isinstance(source, tuple) or not isinstance(destination, tuple):
         return None
     addresses = source[0], destination[0]
-    if all(address.startswith(_IPV4_MAPPED) and "." in address for address in addresses):
-        addresses = addresses[0][len(_IPV4_MAPPED) :], addresses[1][len(_IPV4_MAPPED) :]
+    if all(address.startswith(IPV4_MAPPED) and "." in address for address in addresses):
+        addresses = addresses[0][len(IPV4_MAPPED) :], addresses[1][len(IPV4_MAPPED) :]
     return (addresses[0], source[1]), (addresses[1], destination[1])
 
 

@@ -1,5 +1,6 @@
 """Where the log goes, and what is in it."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -79,6 +80,28 @@ def test_info_is_start_stop_faults_and_refusals_as_a_count(start: Start, backend
     assert "event=exit accepted=5" in proxy.log
 
 
+def test_a_broken_backend_is_one_line_and_a_count(start: Start, workers: str) -> None:
+    """However often it is asked for; none is lost in the sums, and other hosts have their own."""
+    proxy = start(SNIPROXY_LOG="error")
+    asked = {"wrong.example": 200, "also.example": 100, "once.example": 1}
+    with contextlib.ExitStack() as stack:
+        for host in asked:
+            wrong = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            wrong.bind(str(proxy.directory(host) / "tls-socket"))
+        for host, count in asked.items():
+            for _ in range(count):
+                assert proxy.ask(hello(host)) == alert(80)
+    assert proxy.stop(signal.SIGTERM) == 0
+    for host, count in asked.items():
+        lines = [line for line in proxy.log.splitlines() if f" host={host} " in line]
+        again = [int(one) for one in re.findall(r" count=(\d+)$", "\n".join(lines), re.MULTILINE)]
+        # One at once, for each worker that was asked.
+        at_once = len(lines) - len(again)
+        assert 1 <= at_once <= int(workers)
+        assert len(again) <= at_once
+        assert at_once + sum(again) == count
+
+
 def test_totals(start: Start, backend_of: Make) -> None:
     proxy = start()
     backend = backend_of(proxy.directory("a.example"))
@@ -132,6 +155,46 @@ def test_each_connection_has_its_line(
         "bytes_up=0 bytes_down=0",
         lines[2],
     )
+
+
+@one_worker
+def test_what_a_line_says_of_who_and_what(start: Start) -> None:
+    """IPv4 as such on a socket for both families; a host and its socket; a name that is none."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("not applicable: this kernel has no IPv6")
+    listening = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    port = listening.getsockname()[1]
+    proxy = start(listening, SNIPROXY_LOG="connections")
+    proxy.directory("empty.example")
+    for name in ("no.example", "empty.example", "-\x1b[2J\n event=x", "a" * 300):
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT) as client:
+            client.sendall(hello(name))
+            assert read_all(client) == alert(112)
+    assert proxy.stop(signal.SIGTERM) == 0
+    lines = re.findall(r"event=connection client=127\.0\.0\.1:\d+ (host=.* end=\S+)", proxy.log)
+    assert lines == [
+        "host=no.example end=refused:no_such_host",
+        "host=empty.example end=refused:no_socket",
+        r'host="-\x1b[2J\n event=x" end=refused:not_a_host_name',
+        f"host={'a' * 254}... end=refused:not_a_host_name",
+    ]
+
+
+@one_worker
+def test_a_time_out_is_not_called_a_reset(start: Start, backend_of: Make) -> None:
+    """A client that takes nothing, and that the kernel gives up (tcp(7), TCP_USER_TIMEOUT)."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50)
+    proxy = start(listening, SNIPROXY_LOG="connections")
+    backend = backend_of(proxy.directory("a.example"))
+    with proxy.connect() as client:
+        client.sendall(HELLO)
+        stream = backend.accept()
+        with contextlib.suppress(OSError):
+            while True:
+                stream.sendall(bytes(1 << 16))
+        wait_for(proxy, "event=connection")
+    assert " end=client_timed_out " in proxy.log
 
 
 @pytest.mark.parametrize("matches", [True, False])

@@ -254,6 +254,7 @@ def test_undecided_hellos_are_bounded_together(proxy: Proxy) -> None:
     room is ended once, and told so."""
     # Once it answers, it listens to signals as well.
     proxy.ask(b"?")
+    before = memory(proxy)
     small = list(crowd(proxy, 600, HELLO[:10]))
     fill = extension(21, bytes(65_000)) + server_name((0, HOST.encode()))
     wire = records(message(fill, ciphers=32_000))[:-10]
@@ -285,6 +286,10 @@ def test_undecided_hellos_are_bounded_together(proxy: Proxy) -> None:
         return told > len(small) and f"refused_evicted={told} " in totals
 
     eventually(agreed, lambda: f"{told} were told; {proxy.log[-300:]}")
+    # The limit is on memory: with the parser's copies, and with what a bytearray has in reserve.
+    # What malloc and the other objects of a connection add to it is less than half of it.
+    held = memory(proxy) - before
+    assert MAX_KEPT // 2 < held < MAX_KEPT * 3 // 2, held
     for client in waiting:
         client.close()
     log = proxy.log
@@ -320,6 +325,14 @@ def test_urgent_data_stops_nothing(proxy: Proxy, backend_of: Callable[..., objec
             got += stream.recv(65536)
         # Urgent data is beside the stream, RFC 9293 section 3.8.5; the byte itself may be lost.
         assert got.replace(b"!", b"") == b"a" * 1000 + b"b" * 1000 + b"c" * 1000
+
+
+def test_names_that_are_too_long_are_not_remembered(unharmed: Start, workers: str) -> None:
+    """Each of another 65 kB: refused, and nothing of them stays in the table of names."""
+    proxy = unharmed()
+    for number in range(600 * int(workers)):
+        name = f"{number:06}" * 10_900
+        assert proxy.ask(hello(name[:65_300])) == b"\x15\3\3\0\2\2\x70"
 
 
 def test_names_that_nobody_serves(unharmed: Start) -> None:
