@@ -258,6 +258,8 @@ class Arrival:
             end.sever()
         elif sent < len(first):
             end.hold(bytes(first[sent:]))
+            if self._watched:
+                end.notice()
         elif self._watched:
             # The events up to now were ours, not the relay's.
             end.pump(True)

@@ -3,7 +3,7 @@
 from socket import MSG_DONTWAIT, SHUT_WR, SocketType
 
 from sniproxy.dataplane.connections import Connections
-from sniproxy.dataplane.relay import BUFFER_SIZE, End
+from sniproxy.dataplane.relay import BUFFER_SIZE, SEND_TIMEOUT, End, queued
 
 FAREWELL_BYTES = 64 * 1024
 """Bytes of a refused client that are read and thrown away before we close all the same."""
@@ -17,7 +17,8 @@ def part(connections: Connections, end: End, how: str, down: int, sending: bool)
     connections.totals.down += down
     if end.record is not None:
         end.record.log_end(how, end.moved, down)
-    if sending and how != "stopped":
+    # Who has been idle for so long takes nothing that a farewell could save.
+    if sending and how not in {"stopped", "idle"}:
         Farewell(connections, end.socket, limit=None, watched=True).begin()
         return
     connections.poller.forget(end.socket.fileno())
@@ -29,8 +30,10 @@ class Farewell:
     """The orderly close of a client's socket.
 
     A close with unread bytes would reset the connection (RFC 2525 section 2.17), and the client
-    might lose what was sent to it last. So: shut down writing, read and discard at most ``limit``
-    bytes (None: any number) until the client has closed or its time is up, close.
+    might lose what was sent to it last. So: shut down writing, read and discard until the client
+    has closed or its time is up, close. Of a refused client at most ``limit`` bytes are read,
+    within ``FAREWELL_PATIENCE``; a relayed one (None) may send what it likes for as long as it
+    takes what the kernel still holds for it.
     """
 
     __slots__ = ("_connections", "_left", "_socket", "_watched")
@@ -59,7 +62,10 @@ class Farewell:
         else:
             connections.poller.watch(self._socket.fileno(), self)
             self._watched = True
-        connections.part(self)
+        if self._left is None:
+            connections.relay.leaving.start(self)
+        else:
+            connections.part(self)
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a read tells all
         if self._discard():
@@ -75,6 +81,17 @@ class Farewell:
     def stop(self) -> bool:
         self.close()
         return True
+
+    # What is asked of a relayed client's farewell.
+
+    def taken(self) -> int:
+        return -queued(self._socket)
+
+    def patience(self) -> float:
+        return SEND_TIMEOUT
+
+    def expire(self) -> None:
+        self.close()
 
     def _discard(self) -> bool:
         """Read what is there; say whether that was the end."""
@@ -102,6 +119,7 @@ class Farewell:
             return
         connections = self._connections
         connections.farewells.stop(self)
+        connections.relay.leaving.stop(self)
         if self._watched:
             connections.poller.forget(self._socket.fileno())
         self._socket.close()

@@ -22,8 +22,18 @@ HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPR
 """Any of these says: read until nothing is left, no further event will come. A read stops short at
 TCP's urgent byte (EPOLLPRI), though more has arrived behind it."""
 
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these says that who is at the other end sends no more, or is not there any more."""
+
 _EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _MAX_EVENTS = 256
+
+
+def hang_up(fd: int) -> int:
+    """Ask the kernel which of ``GONE`` are so of a stream socket now, whatever an event said."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return sum(mask for _, mask in poll.poll(0)) & GONE
 
 
 class Watcher(Protocol):
