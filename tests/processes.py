@@ -11,7 +11,10 @@ from collections.abc import Callable
 PATIENCE = 60
 """Seconds after which a process that hangs is ended."""
 
-NUMBERS = {"splice": {"x86_64": 275, "aarch64": 76}}
+NUMBERS = {
+    "setsockopt": {"x86_64": 54, "aarch64": 208},
+    "splice": {"x86_64": 275, "aarch64": 76},
+}
 """Of system calls, from the kernel's asm/unistd_64.h and asm-generic/unistd.h."""
 
 
