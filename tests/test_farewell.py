@@ -91,3 +91,19 @@ def test_a_client_that_takes_no_more_has_a_minute(plane: Plane, client: socket.s
     assert plane.connections.totals.open == 1
     plane.clock.advance(SEND_TIMEOUT / 2 + 1)
     assert plane.connections.totals.open == 0
+
+
+def test_who_has_stood_still_for_a_minute_gets_no_second_one(plane: Plane) -> None:
+    backend = plane.backend("a.example")
+    client = plane.client(hello("a.example"))
+    stream = backend.accept()
+    assert plane.read(stream, len(hello("a.example"))) == hello("a.example")
+    stream.send(b"last words")
+    stream.close()
+    assert plane.read(client, 99) == b"last words"
+    plane.turn(10)
+    plane.clock.advance(SEND_TIMEOUT - 1)
+    assert plane.connections.totals.open == 1
+    plane.clock.advance(SEND_TIMEOUT / 2 + 1)
+    assert plane.connections.totals.open == 0
+    assert "end=idle" in plane.log
