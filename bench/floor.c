@@ -47,6 +47,7 @@ static struct sockaddr_un backend = {.sun_family = AF_UNIX};
 static char v1[200], v2[200];
 static struct end *unfinished, *dead;
 static int idle_pipe[2] = {-1, -1};
+static int refuses;         /* does the kernel refuse descriptors that others would pass? */
 
 static void begin(struct end *client);
 static void pump(struct end *end, int to_the_end);
@@ -56,6 +57,12 @@ static void await(struct end *end, int operation, int write)
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET | (write ? EPOLLOUT : 0),
                                 .data.ptr = end};
     epoll_ctl(poller, operation, end->fd, &event);
+}
+
+static int refuse_descriptors(int fd)
+{
+    int no = 0, so_passrights = 83;
+    return setsockopt(fd, SOL_SOCKET, so_passrights, &no, sizeof no) == 0;
 }
 
 static void again(struct end *end)
@@ -266,6 +273,8 @@ static void begin(struct end *client)
     }
     struct end *peer = client->peer;
     peer->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (refuses)
+        refuse_descriptors(peer->fd);
     if (n <= 0 || connect(peer->fd, (struct sockaddr *)&backend, sizeof backend)) {
         over(client);
         return;
@@ -335,6 +344,9 @@ int main(int argc, char **argv)
     int yes = 1;
     setsockopt(0, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
     setsockopt(0, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    refuses = refuse_descriptors(probe);
+    close(probe);
     buffer = malloc(BUFFER);
     poller = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};

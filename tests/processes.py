@@ -13,6 +13,7 @@ PATIENCE = 60
 
 NUMBERS = {
     "socket": {"x86_64": 41, "aarch64": 198},
+    "setsockopt": {"x86_64": 54, "aarch64": 208},
     "splice": {"x86_64": 275, "aarch64": 76},
     "ftruncate": {"x86_64": 77, "aarch64": 46},
 }

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 
 import pytest
 
@@ -225,3 +226,26 @@ def test_a_name_that_is_none_is_shown_escaped_and_cut(plane: Plane, name: str, s
     assert plane.read(plane.client(hello(name)), 99) == alert(112)
     (line,) = plane.log.splitlines()
     assert f" host={shown} end=refused:not_a_host_name " in line
+
+
+def test_a_client_that_left_before_its_backend_was_reached(plane: Plane) -> None:
+    """The event that told of it was the arrival's; the relay knows it all the same."""
+    plane.backend("a.example")
+    wire = hello("a.example", record=1, padding=60_000)
+    client = plane.client(wire[:1000])
+    client.setblocking(False)
+    left = memoryview(wire)[1000:]
+    while len(left) > 1:
+        try:
+            left = left[client.send(left[:-1]) :]
+        except BlockingIOError:
+            plane.turn()
+    plane.turn(10)
+    # The last byte and the end come with one event; the backend takes less than all.
+    client.send(left)
+    client.shutdown(socket.SHUT_WR)
+    plane.turn(10)
+    assert plane.connections.totals.open == 1
+    plane.clock.advance(90)
+    assert plane.connections.totals.open == 0
+    assert "host=a.example end=idle" in plane.log

@@ -1,5 +1,6 @@
 """From a host name to a connected backend, in real directories."""
 
+import array
 import errno
 import os
 import pathlib
@@ -14,9 +15,10 @@ from sniproxy.resolver.hosts import (
     SUN_PATH,
     Hosts,
     NoHostsDirectory,
+    can_refuse_descriptors,
 )
 from tests.end_to_end.harness import Backend
-from tests.processes import in_child
+from tests.processes import forbid, in_child
 
 
 @pytest.fixture
@@ -255,5 +257,42 @@ def test_a_directory_that_was_deleted_is_none(tmp_path: pathlib.Path) -> None:
         with pytest.raises(NoHostsDirectory, match="it has been deleted"):
             Hosts()
         assert os.dup(0) == lowest  # nothing is left open
+
+    in_child(work)
+
+
+def pass_one(stream: socket.socket) -> None:
+    passed = array.array("i", [0])
+    stream.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+
+
+@pytest.mark.skipif(
+    not can_refuse_descriptors(), reason="not applicable: this kernel refuses no descriptors"
+)
+@pytest.mark.parametrize("length", [9, 200])
+def test_a_backend_cannot_pass_descriptors(
+    hosts: Hosts, backends: list[Backend], length: int
+) -> None:
+    """Not even one that is there before our connect returns."""
+    backend = make(backends, "a" * length)
+    with connect(hosts, "a" * length) as stream:
+        accepted = backend.accept()
+        with pytest.raises(PermissionError):
+            pass_one(accepted)
+        accepted.send(b"bytes")
+        assert stream.recv(99) == b"bytes"
+
+
+def test_a_kernel_that_refuses_no_descriptors(backends: list[Backend], hosts: Hosts) -> None:
+    """It says so once, at the start; then the option is not asked for again."""
+    backend = make(backends, "a.example")
+
+    def work() -> None:
+        forbid("setsockopt", errno.ENOPROTOOPT)
+        assert not can_refuse_descriptors()
+        older = Hosts()
+        with connect(older, "a.example"):
+            pass_one(backend.accept())
+        older.close()
 
     in_child(work)

@@ -1,5 +1,6 @@
 """Accepting: in batches, calmly, and never for good."""
 
+import array
 import errno
 import os
 import pathlib
@@ -15,6 +16,7 @@ from sniproxy.dataplane import listener as listeners
 from sniproxy.dataplane.listener import MOST_FAILURES, PAUSE, Listener
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from sniproxy.log.repeats import PERIOD
+from sniproxy.resolver.hosts import can_refuse_descriptors
 from tests.end_to_end.harness import TIMEOUT, in_thread, wait_until
 from tests.hello import hello
 from tests.plane import Descriptors, Plane
@@ -78,6 +80,25 @@ def test_a_unix_socket_has_no_such_options(plane: Plane, tmp_path: pathlib.Path)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "socket"))
         plane.until(lambda: plane.connections.totals.accepted == 1)
+    listener.close()
+
+
+@pytest.mark.skipif(
+    not can_refuse_descriptors(), reason="not applicable: this kernel refuses no descriptors"
+)
+def test_a_client_cannot_pass_descriptors(plane: Plane, tmp_path: pathlib.Path) -> None:
+    """What is accepted inherits it, and what is still in the queue has it, too."""
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(tmp_path / "socket"))
+    unix.listen()
+    listener = Listener(unix, plane.connections)
+    passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "socket"))
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                client.sendmsg([HELLO], passed)
+            plane.until(lambda: plane.connections.totals.accepted == 1)
     listener.close()
 
 

@@ -1,13 +1,15 @@
 """The relay between socket pairs, by a clock of the test's own, and with pipes that are refused."""
 
+import array
 import contextlib
 import errno
 import fcntl
 import os
 import pathlib
 import resource
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,9 +19,11 @@ from sniproxy.dataplane.relay import (
     BUFFER_SIZE,
     CHUNKS_A_TURN,
     HALF_CLOSED_IDLE,
+    SEND_TIMEOUT,
     SPLICES_A_TURN,
     End,
     Relay,
+    queued,
 )
 from tests.clock import Clock
 from tests.end_to_end.harness import reset
@@ -540,3 +544,184 @@ def test_a_backend_that_reads_no_more_may_still_speak(pair: Pair, held: bool) ->
     pair.backend.close()
     assert receive(pair, pair.client, 10) == b"last words"
     assert pair.until_ended()[0] == "reset_by_backend"
+
+
+# Sides that are gone, and bytes that nobody takes.
+
+
+def blocked(pair: Pair, way: str) -> tuple[socket.socket, socket.socket, int]:
+    """Have the taker of one direction full, so that its source is not read; give the source, the
+    taker and the bytes that the taker's kernel has."""
+    source, target, taker = pair.client, pair.backend, pair.ours[1]
+    if way == "down":
+        source, target, taker = target, source, pair.ours[0]
+    filled = more = fill(taker)
+    while more:
+        # TCP finds more room with each acknowledgement.
+        select.select([], [taker], [], 0.05)
+        filled += (more := fill(taker))
+    return source, target, filled
+
+
+def half_close(source: socket.socket) -> None:
+    source.shutdown(socket.SHUT_WR)
+
+
+LEAVE = pytest.mark.parametrize("leave", [half_close, socket.socket.close])
+WAY = pytest.mark.parametrize("way", ["up", "down"])
+
+
+@WAY
+@LEAVE
+@pytest.mark.parametrize("at_once", [False, True])
+def test_who_takes_nothing_outlives_the_other_side_by_a_minute(
+    pair: Pair, way: str, leave: Callable[[socket.socket], None], at_once: bool
+) -> None:
+    """The end of the stream lies behind bytes that nobody takes, so nobody reads it."""
+    assert SEND_TIMEOUT == 60
+    source, target, filled = blocked(pair, way)
+    source.send(b"behind that")
+    if not at_once:
+        pair.idle()
+        pair.clock.advance(10_000)
+        assert pair.end is None
+    leave(source)
+    pair.idle()
+    pair.clock.advance(59)
+    assert pair.end is None
+    pair.clock.advance(31)
+    assert pair.end is not None
+    assert pair.end[:3] == ("idle", 0, 0)
+    assert pair.clock.timers <= 1
+    pair.clock.advance(15)
+    assert pair.clock.timers == 0
+    # What the kernel had is not lost.
+    assert receive(pair, target, filled) == b"f" * filled
+
+
+@WAY
+@LEAVE
+def test_bytes_that_are_taken_are_delivered_to_the_last(
+    pair: Pair, way: str, leave: Callable[[socket.socket], None]
+) -> None:
+    """However slowly: the kernel does not want more of ours for long, but hands its own out."""
+    source, target, filled = blocked(pair, way)
+    source.send(b"behind that")
+    leave(source)
+    pair.idle()
+    taker = pair.ours[1 if way == "up" else 0]
+    left, noted = filled, 0
+    while left:
+        pair.clock.advance(50)
+        assert pair.end is None
+        noted += (pair.joined if way == "up" else pair.joined.peer).moved == 0
+        before = queued(taker)
+        while left and queued(taker) == before:
+            try:
+                left -= len(target.recv(min(left, filled // 10)))
+            except BlockingIOError:
+                pair.turn()
+    assert noted > 1
+    assert receive(pair, target, 11) == b"behind that"
+    pair.idle()
+    assert target.recv(1) == b""
+
+
+@WAY
+def test_who_has_said_his_last_word_must_take_the_answer(pair: Pair, way: str) -> None:
+    """The end of the stream has been read; what waits is for the one who sent it."""
+    source, taker, _ = blocked(pair, way)
+    taker.shutdown(socket.SHUT_WR)
+    pair.idle()
+    source.send(b"answer")
+    pair.idle()
+    assert source.recv(1) == b""
+    pair.clock.advance(90)
+    assert pair.end is not None
+    assert pair.end[0] == "idle"
+
+
+@WAY
+def test_both_have_gone_and_nobody_has_taken(pair: Pair, way: str) -> None:
+    source, taker, _ = blocked(pair, way)
+    source.send(b"never taken")
+    source.shutdown(socket.SHUT_WR)
+    taker.shutdown(socket.SHUT_WR)
+    pair.idle()
+    pair.clock.advance(59)
+    assert pair.end is None
+    pair.clock.advance(31)
+    assert pair.end is not None
+    assert pair.end[0] == "idle"
+
+
+def test_bytes_in_a_pipe_that_nobody_takes() -> None:
+    pair = Pair(tcp=True)
+    while pair.joined.pipe is None:
+        fill(pair.client)
+        pair.turn()
+    pair.backend.shutdown(socket.SHUT_WR)
+    pair.idle()
+    pair.clock.advance(90)
+    assert pair.end is not None
+    assert pair.end[0] == "idle"
+    pair.close()
+
+
+def test_what_waits_in_the_kernel_waits_too(pair: Pair) -> None:
+    """The backend has only half-closed, and all of its answer is out of our hands."""
+    blocked(pair, "down")
+    pair.backend.shutdown(socket.SHUT_WR)
+    pair.idle()
+    assert pair.joined.peer.unsent is None
+    pair.clock.advance(90)
+    assert pair.end is not None
+    assert pair.end[0] == "idle"
+
+
+def test_a_backend_that_is_not_there_any_more_is_not_waited_for(pair: Pair) -> None:
+    """All has been delivered, and the client neither sends nor leaves: nobody would take it."""
+    pair.backend.send(b"last words")
+    pair.backend.close()
+    assert receive(pair, pair.client, 10) == b"last words"
+    pair.idle()
+    pair.clock.advance(59)
+    assert pair.end is None
+    pair.clock.advance(31)
+    assert pair.end == ("idle", 0, 10, True)
+
+
+def test_a_stale_event_does_not_make_one_leave(pair: Pair) -> None:
+    """It told of another socket that had the same number a moment ago."""
+    source, _, _ = blocked(pair, "down")
+    source.send(b"behind that")
+    pair.idle()
+    pair.joined.peer.ready(select.EPOLLRDHUP)
+    pair.clock.advance(10_000)
+    assert pair.end is None
+
+
+# Messages of several senders on a Unix socket.
+
+
+def test_messages_of_several_processes_arrive_at_once(pair: Pair) -> None:
+    """With credentials, a read ends where the sender changes, and no further event follows."""
+    if pair.ours[0].family != socket.AF_UNIX:
+        return
+    pair.ours[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    pair.idle()
+    pair.client.send(b"one, ")
+    in_child(lambda: pair.client.send(b"two, "))
+    pair.client.send(b"three")
+    assert receive(pair, pair.backend, 15) == b"one, two, three"
+    assert pair.end is None
+
+
+def test_bytes_behind_a_passed_descriptor_arrive_at_once(pair: Pair) -> None:
+    if pair.ours[0].family != socket.AF_UNIX:
+        return
+    passed = array.array("i", [0])
+    pair.idle()
+    pair.client.sendmsg([b"with it, "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+    pair.client.send(b"behind it")
+    assert receive(pair, pair.backend, 18) == b"with it, behind it"

@@ -1,6 +1,6 @@
 """Timers by a clock of the test's own."""
 
-from sniproxy.dataplane.sweep import Countdown, Sweep
+from sniproxy.dataplane.sweep import Countdown, Leaving, Sweep
 from tests.clock import Clock
 
 
@@ -74,3 +74,52 @@ def test_what_expires_may_stop_others() -> None:
     countdown.start("b", 0)
     assert not countdown.sweep(2)
     assert expired == ["a"]
+
+
+class Leaver:
+    """Who has taken what the test says, and is gone when he has expired."""
+
+    def __init__(self, leaving: Leaving, patience: float) -> None:
+        self.leaving = leaving
+        self.number = 0
+        self.seconds = patience
+
+    def taken(self) -> int:
+        return self.number
+
+    def patience(self) -> float:
+        return self.seconds
+
+    def expire(self) -> None:
+        self.leaving.stop(self)
+
+
+def test_who_leaves_may_stand_still_for_his_own_time() -> None:
+    clock = Clock()
+    leaving = Leaving(clock.later, 10, lambda: clock.now)
+    short, long = Leaver(leaving, 20), Leaver(leaving, 50)
+    leaving.start(short)
+    leaving.start(long)
+    clock.advance(29)
+    assert len(leaving) == 2
+    clock.advance(1)
+    assert short not in leaving
+    assert long in leaving
+    clock.advance(30)
+    assert len(leaving) == 0
+    clock.advance(10)
+    assert clock.timers == 0
+
+
+def test_what_is_taken_renews_the_time_and_to_start_again_does_not() -> None:
+    clock = Clock()
+    leaving = Leaving(clock.later, 10, lambda: clock.now)
+    leaver = Leaver(leaving, 20)
+    leaving.start(leaver)
+    for change in (1, -5, 3, 1):
+        leaver.number += change
+        clock.advance(20)
+        assert leaver in leaving
+    leaving.start(leaver)
+    clock.advance(20)
+    assert leaver not in leaving

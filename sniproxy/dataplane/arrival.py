@@ -311,6 +311,8 @@ class Arrival:
             end.sever()
         elif unsent is not None:
             end.hold(unsent)
+            if self._watched:
+                end.notice()
         elif self._watched:
             # The events up to now were ours, not the relay's.
             end.pump(True)

@@ -3,7 +3,7 @@
 from socket import MSG_DONTWAIT, SHUT_WR, SocketType
 
 from sniproxy.dataplane.connections import Connections
-from sniproxy.dataplane.relay import BUFFER_SIZE, End
+from sniproxy.dataplane.relay import BUFFER_SIZE, SEND_TIMEOUT, End, queued
 from sniproxy.dataplane.state import Carried, Leaving
 
 FAREWELL_BYTES = 64 * 1024
@@ -22,7 +22,8 @@ def part(connections: Connections, end: End, how: str, down: int, sending: bool)
     up, down = totals.up + end.moved, totals.down + down
     totals.up, totals.down = up, down
     end.moved = end.peer.moved = 0
-    if sending and how not in ("stopped", "fault"):
+    # Who has been idle for so long takes nothing that a farewell could save.
+    if sending and how not in ("stopped", "fault", "idle"):
         Farewell(connections, end.socket, limit=None, watched=True).begin()
         return
     connections.close(end.socket)
@@ -32,8 +33,10 @@ class Farewell:
     """The orderly close of a client's socket.
 
     A close with unread bytes would reset the connection (RFC 2525 section 2.17), and the client
-    might lose what was sent to it last. So: shut down writing, read and discard at most ``limit``
-    bytes (None: any number) until the client has closed or its time is up, close.
+    might lose what was sent to it last. So: shut down writing, read and discard until the client
+    has closed or its time is up, close. Of a refused client at most ``limit`` bytes are read,
+    within ``FAREWELL_PATIENCE``; a relayed one (None) may send what it likes for as long as it
+    takes what the kernel still holds for it.
     """
 
     __slots__ = ("_connections", "_left", "_socket", "_watched")
@@ -57,7 +60,10 @@ class Farewell:
         if self._discard() or not linger:
             self.close()
             return
-        connections.part(self)
+        if self._left is None:
+            connections.relay.leaving.start(self)
+        else:
+            connections.part(self)
         if self._watched:
             connections.poller.replace(self._socket.fileno(), self)
         else:
@@ -78,15 +84,27 @@ class Farewell:
         self.close()
         return True
 
+    # From one process to the next.
+
     def carried(self) -> Carried:
         """Give what another process needs to go on with it."""
         return Carried(Leaving(self._left), [self._socket], b"")
 
     def part(self) -> None:
         """Give the socket up without closing the connection: another process has a copy."""
-        self._connections.farewells.stop(self)
         self._connections.poller.unwatch(self._socket.fileno())
-        self._connections.close(self._socket)
+        self.close()
+
+    # What is asked of a relayed client's farewell.
+
+    def taken(self) -> int:
+        return -queued(self._socket)
+
+    def patience(self) -> float:
+        return SEND_TIMEOUT
+
+    def expire(self) -> None:
+        self.close()
 
     def _discard(self) -> bool:
         """Read what is there; say whether that was the end."""
@@ -111,4 +129,5 @@ class Farewell:
     def close(self) -> None:
         """Close the client's socket, whatever it still sends."""
         self._connections.farewells.stop(self)
+        self._connections.relay.leaving.stop(self)
         self._connections.close(self._socket)

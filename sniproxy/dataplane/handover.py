@@ -125,6 +125,6 @@ def _relay(
         one.moved, one.ended = direction.moved, direction.ended
         if direction.ended:
             one.reading = False
-            relay.half_close(one)
+            relay.leaving.start(end)
         elif unsent:
             one.hold(unsent)

@@ -5,6 +5,7 @@ others may accept from it at any time. Accepting never ends the process: what ca
 now is accepted later.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from sniproxy.dataplane.arrival import welcome
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
-from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
 
 LARGEST_BATCH = 64
 """Connections accepted in a row before the others have their turn."""
@@ -83,6 +84,10 @@ class Listener:
             # clients are found, and small records are not held back.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            # Inherited, too: no client can pass us descriptors, where the kernel can refuse them.
+            with contextlib.suppress(OSError):
+                listening.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         self._watch()
 
     def _watch(self) -> None:

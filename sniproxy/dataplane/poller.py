@@ -26,11 +26,21 @@ TCP's urgent byte (EPOLLPRI), though more has arrived behind it."""
 RECOVERY = 0.01
 """Seconds that a turn which has failed leaves to whatever holds the memory."""
 
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these says that who is at the other end sends no more, or is not there any more."""
+
 _EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _ANYTHING = READ | WRITE | HANG_UP
 _MAX_EVENTS = 256
 _NESTED = 8
 """Watchers that can be at work within each other: a listener's arrival ends another, say."""
+
+
+def hang_up(fd: int) -> int:
+    """Ask the kernel which of ``GONE`` are so of a stream socket now, whatever an event said."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return sum(mask for _, mask in poll.poll(0)) & GONE
 
 
 class Watcher(Protocol):

@@ -10,16 +10,18 @@ This is the hot path and is written for speed. Per direction the cheapest way wa
 pipe, at a third of the cost of the copy.
 """
 
-import functools
+import fcntl
 import os
+import select
+import sys
 from collections.abc import Callable
-from socket import MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
+from socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final, Protocol
 
 from sniproxy.dataplane.ending import CLIENT_LOST, lost
 from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
-from sniproxy.dataplane.poller import ERROR, HANG_UP, READ, WRITE, Poller
-from sniproxy.dataplane.sweep import Sweep
+from sniproxy.dataplane.poller import ERROR, GONE, HANG_UP, READ, WRITE, Poller, hang_up
+from sniproxy.dataplane.sweep import Leaving
 from sniproxy.dataplane.timers import Later
 from sniproxy.resolver.proxy_header import SocketAddress
 
@@ -33,9 +35,14 @@ SPLICES_A_TURN: Final = 4
 """The same for splices, of up to PIPE_SIZE each."""
 
 HALF_CLOSED_IDLE: Final = 600.0
-"""Seconds without a byte after one direction has ended."""
+"""Seconds without a byte after one direction has ended, while nothing waits to be taken."""
 
-_HALF_CLOSED_SWEEP: Final = 15.0
+SEND_TIMEOUT: Final = 60.0
+"""Seconds in which no byte is taken of those that wait, here or in the kernel, once a side has said
+that it sends no more; and seconds without a byte once a side is not there at all any more. (nginx's
+``send_timeout``.)"""
+
+_LEAVING_SWEEP: Final = 15.0
 
 FLOWING: Final = 0
 FINISHED: Final = 1
@@ -45,7 +52,20 @@ OVER: Final = 3
 whole connection has been closed."""
 
 _DONT_WAIT: Final = int(MSG_DONTWAIT)
+_UNIX: Final = int(AF_UNIX)
+_NOBODY: Final = select.EPOLLHUP | select.EPOLLERR
+
+_SIOCOUTQ: Final = 0x5411
+"""Of ioctl(2): how much of what was sent has not been taken, tcp(7) and unix(7)."""
+
 _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+
+def queued(stream: SocketType) -> int:
+    """Give how much the kernel still holds of what was sent: of TCP the bytes that the other end
+    has not acknowledged, of a Unix socket the memory of the messages that it has not read."""
+    answer = fcntl.ioctl(stream.fileno(), _SIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
 
 
 class Record(Protocol):
@@ -80,12 +100,12 @@ class Relay:
         self.buffer = bytearray(BUFFER_SIZE)
         self.view = memoryview(self.buffer)
         self.pipes = Pipes(max(1, MAX_PIPES // workers))
-        self.half_closed: dict[End, tuple[int, float] | None] = {}
-        """One end of each connection of which one direction has ended: at the last sweep, the bytes
-        that had moved and since when no other had."""
+        self.leaving = Leaving(
+            later, _LEAVING_SWEEP, clock, lambda one: poller.guard(one, one.expire)
+        )
+        """The client's end of each connection of which one side is known to send no more, and who
+        is sent its last bytes after that."""
         self._ended = ended
-        self._clock = clock
-        self._half_closed_sweep = Sweep(later, _HALF_CLOSED_SWEEP, self.sweep)
 
     def join(
         self, client: SocketType, backend: SocketType, record: Record | None, *, watched: bool
@@ -117,8 +137,8 @@ class Relay:
     def part(self, client: "End") -> None:
         """Give both sockets up without ending the connection: another process has copies. The
         client's is still to be closed."""
+        self.leaving.stop(client)
         for end in (client, client.peer):
-            self.half_closed.pop(end, None)
             end.reading = False
             end.ended = OVER
             end.unsent = None
@@ -127,35 +147,16 @@ class Relay:
         client.peer.socket.close()
         del client.peer.peer, client.peer
 
-    def half_close(self, end: "End") -> None:
-        """Note that one direction of the connection has ended. Most end right after, so that the
-        time is left to the sweep."""
-        self.half_closed[end] = None
-        if not self._half_closed_sweep.running:
-            self._half_closed_sweep.wake()
-
-    def sweep(self) -> bool:
-        """End half-closed connections that have been idle; say whether any are left."""
-        now = self._clock()
-        for end, last in list(self.half_closed.items()):
-            moved = end.moved + end.peer.moved
-            if last is None or last[0] != moved:
-                self.half_closed[end] = (moved, now)
-            elif now - last[1] >= HALF_CLOSED_IDLE:
-                self.poller.guard(end, functools.partial(self.end, end.client(), "idle"))
-        return bool(self.half_closed)
-
     def end(self, client: "End", how: str) -> None:
         """Close the backend's side and hand the client's on. Begun again, it goes on."""
         backend = client.peer
         sending = client.ended != FINISHED and how not in CLIENT_LOST
         for end in (client, backend):
             end.reading = False
-            if end.ended:
-                self.half_closed.pop(end, None)
             end.ended = OVER
             end.unsent = None
             end.drop_pipe()
+        self.leaving.stop(client)
         self.poller.forget(backend.socket.fileno())
         backend.socket.close()
         self._ended(client, how, backend.moved, sending)
@@ -169,7 +170,8 @@ class End:
     ``moved`` counts the bytes read here and taken by the peer, ``unsent`` or ``pipe`` holds those
     that it has not taken yet, ``reading`` says that we may read here now, ``ended`` how far this
     direction is, ``bulk`` counts large reads in a row, ``of_client`` whether this is the client's
-    end, and ``record`` is what the log wants to know when the connection ends. (One class for both
+    end, ``stops_short`` whether a read may leave something though it did not fill the buffer, and
+    ``record`` is what the log wants to know when the connection ends. (One class for both
     ends: with two, the interpreter would find each attribute anew at every change of ends, which
     took a fifth of its instructions.)
     """
@@ -185,6 +187,7 @@ class End:
         "record",
         "relay",
         "socket",
+        "stops_short",
         "unsent",
     )
 
@@ -203,6 +206,9 @@ class End:
         self.reading = True
         self.ended = FLOWING
         self.bulk = 0
+        # Where credentials are passed, or descriptors, a read ends with the messages of one sender.
+        # A listener may ask for them; of a backend we do not, see ``hosts.Hosts.connect``.
+        self.stops_short = of_client and socket.family == _UNIX
 
     def client(self) -> "End":
         """Give the client's end of this connection."""
@@ -236,12 +242,37 @@ class End:
             self.relay.pipes.give_back(pipe)
         return self.unsent or b""
 
+    def notice(self) -> None:
+        """Note that this end is known to send no more, though the end of its stream is not read
+        yet: it lies behind bytes that the peer does not take."""
+        leaving = self.relay.leaving
+        client = self.client()
+        if client not in leaving and hang_up(self.socket.fileno()):
+            leaving.start(client)
+
+    # What is asked of the client's end while the connection is leaving.
+
+    def taken(self) -> int:
+        return sum(end.moved - queued(end.socket) for end in (self, self.peer))
+
+    def patience(self) -> float:
+        for end in (self, self.peer):
+            # TCP counts the end of the stream as a byte; nobody's loss if it was a byte.
+            if end.unsent is not None or end.pipe is not None or queued(end.socket) > 1:
+                return SEND_TIMEOUT
+            if hang_up(end.socket.fileno()) & _NOBODY:
+                return SEND_TIMEOUT
+        return HALF_CLOSED_IDLE
+
+    def expire(self) -> None:
+        self.relay.end(self, "idle")
+
     # What the poller calls.
 
     def ready(self, mask: int) -> None:
         if mask == READ:
             if self.reading:
-                self.pump(False)
+                self.pump(self.stops_short)
             return
         if mask & WRITE:
             peer = self.peer
@@ -255,6 +286,8 @@ class End:
             error = self.socket.getsockopt(SOL_SOCKET, SO_ERROR)
             if error:
                 self.failed(error)
+        if mask & GONE and not self.ended:
+            self.notice()
 
     def resume(self) -> None:
         if self.reading:
@@ -274,9 +307,9 @@ class End:
     def pump(self, to_the_end: bool) -> None:
         """Move what has arrived here to the peer, until nothing is left or the peer is full.
 
-        A read that did not fill the buffer has emptied the socket (but for one who passes
-        descriptors, unix(7)): whatever comes later is a new event. Not so where the end of the
-        stream was told (``to_the_end``): no event follows it.
+        A read that did not fill the buffer has emptied the socket (unless it ``stops_short``):
+        whatever comes later is a new event. Not so where the end of the stream was told
+        (``to_the_end``): no event follows it.
         """
         if self.bulk > 1 and self.splice(to_the_end):
             return
@@ -437,7 +470,7 @@ class End:
             # Nothing can reach the peer any more, but what it sent before can still be read.
             self.sever(error.errno)
             return
-        self.relay.half_close(self)
+        self.relay.leaving.start(self.client())
 
     def sever(self, error: int | None = None) -> None:
         """Give this direction up: the peer takes nothing any more.
@@ -456,7 +489,7 @@ class End:
         if peer.ended:
             self.relay.end(self.client(), peer.gone())
             return
-        self.relay.half_close(self)
+        self.relay.leaving.start(self.client())
         if peer.reading:
             peer.pump(True)
 

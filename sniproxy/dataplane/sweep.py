@@ -1,14 +1,15 @@
 """Sweeps, which run only while somebody owes us something.
 
-A ``Countdown`` holds what must happen within one fixed time, oldest first; a ``Sweep`` looks at
-such things now and then, coarsely, and stops by itself. So no connection has a timer of its own,
-and a proxy at rest never wakes up.
+A ``Countdown`` holds what must happen within one fixed time, oldest first; ``Leaving`` holds what
+may take as long as it gets on; a ``Sweep`` looks at such things now and then, coarsely, and stops
+by itself. So no connection has a timer of its own, and a proxy at rest never wakes up.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from sniproxy.dataplane.poller import Watcher
 from sniproxy.dataplane.timers import Later
 
 T = TypeVar("T")
@@ -73,3 +74,65 @@ class Countdown(Generic[T]):
             self._expire(item)
             self._deadlines.pop(item, None)
         return bool(self._deadlines)
+
+
+class Leaver(Watcher, Protocol):
+    """Who is to be gone soon, but for bytes that are still being taken."""
+
+    def taken(self) -> int:
+        """Give a number that changes when a byte is taken, and when nothing else happens."""
+
+    def patience(self) -> float:
+        """Give the seconds that may pass, as things are, without a byte being taken."""
+
+    def expire(self) -> None:
+        """End it: it stands still. It stops leaving by that."""
+
+
+class Leaving:
+    """Those who are to be gone soon, and since when nothing of theirs has been taken.
+
+    They are looked at every ``interval`` seconds, and cost nothing in between.
+    """
+
+    __slots__ = ("_clock", "_expire", "_leavers", "_sweep")
+
+    def __init__(
+        self,
+        later: Later,
+        interval: float,
+        clock: Callable[[], float],
+        expire: Callable[[Leaver], None],
+    ) -> None:
+        self._clock = clock
+        self._expire = expire
+        self._leavers: dict[Leaver, tuple[int, float] | None] = {}
+        """What each had taken at the last look, and since when; None before the first."""
+        self._sweep = Sweep(later, interval, self.sweep)
+
+    def __len__(self) -> int:
+        return len(self._leavers)
+
+    def __contains__(self, leaver: Leaver) -> bool:
+        return leaver in self._leavers
+
+    def start(self, leaver: Leaver) -> None:
+        """Look at one from now on, unless that is so already. Most are gone before the first look,
+        so that the time is left to it."""
+        self._leavers.setdefault(leaver)
+        if not self._sweep.running:
+            self._sweep.wake()
+
+    def stop(self, leaver: Leaver) -> None:
+        self._leavers.pop(leaver, None)
+
+    def sweep(self) -> bool:
+        """End those who have stood still for too long; say whether any are left."""
+        now = self._clock()
+        for leaver, last in list(self._leavers.items()):
+            taken = leaver.taken()
+            if last is None or last[0] != taken:
+                self._leavers[leaver] = (taken, now)
+            elif now - last[1] >= leaver.patience():
+                self._expire(leaver)
+        return bool(self._leavers)

@@ -9,7 +9,7 @@ Only this module touches paths, and only it says which failure of a look-up is w
 
 import errno
 import os
-from socket import SocketType
+from socket import AF_UNIX, SOL_SOCKET, SocketType
 
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.resolver import naming
@@ -18,6 +18,11 @@ SUN_PATH = 107
 """Bytes of a socket's path without its final NUL, unix(7)."""
 
 _NO_SOCKET = "no_socket"
+
+SO_PASSRIGHTS = 83
+"""Option of a Unix socket, Linux 6.16 (asm-generic/socket.h): whether others may pass descriptors
+to it. Who reads them without wanting them closes them, and waits for as long as that takes: hours,
+for a TCP socket with unsent bytes and SO_LINGER."""
 
 _UNKNOWN_HOST = {
     errno.ENOENT: _NO_SOCKET,
@@ -47,6 +52,18 @@ class NoHostsDirectory(OSError):  # noqa: N818 - what the user is told
         )
 
 
+def can_refuse_descriptors() -> bool:
+    """Say whether this kernel has ``SO_PASSRIGHTS``."""
+    probe = SocketType(AF_UNIX)
+    try:
+        probe.setsockopt(SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
+
+
 class Hosts:
     """The hosts directory: the working directory at the time of the call.
 
@@ -63,6 +80,7 @@ class Hosts:
             self.close()
             raise NoHostsDirectory(errno.ENOENT, "it has been deleted")
         self._elsewhere = False
+        self._refuse_descriptors = can_refuse_descriptors()
 
     def fileno(self) -> int:
         """Descriptor of the hosts directory: it can be entered, and neither read nor written."""
@@ -74,9 +92,14 @@ class Hosts:
     def connect(self, directory: str, backend: SocketType) -> None:
         """Connect a non-blocking Unix stream socket to the backend of a host's directory.
 
+        Where the kernel can do it, the backend can pass no descriptor over it: its sendmsg(2) fails
+        with EPERM.
+
         Raises OSError: BlockingIOError where the backend's accept queue is full (then nothing
         ever tells that it has room again), anything else to be sorted by ``refusal``.
         """
+        if self._refuse_descriptors:
+            backend.setsockopt(SOL_SOCKET, SO_PASSRIGHTS, 0)
         path = f"{directory}/{naming.SOCKET}"
         if self._elsewhere:
             self._return()

@@ -1,7 +1,10 @@
 """Bytes from client to backend and back."""
 
+import functools
 import hashlib
 import os
+import pathlib
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import pytest
 from tests.end_to_end.harness import (
     Backend,
     Proxy,
+    children,
     in_thread,
     memory,
     read_all,
@@ -18,6 +22,7 @@ from tests.end_to_end.harness import (
     reset,
 )
 from tests.hello import hello
+from tests.processes import in_child
 
 HELLO = hello("a.example")
 Make = Callable[..., Backend]
@@ -177,3 +182,38 @@ def test_burst_onto_a_full_queue(proxy: Proxy, backend_of: Make) -> None:
     for client in clients:
         client.close()
     assert answers == [b"served"] * 300
+
+
+@pytest.mark.parametrize("split", [0, 20, len(HELLO)])
+def test_several_processes_on_a_listener_with_credentials(
+    start: Callable[..., Proxy], backend_of: Make, tmp_path: pathlib.Path, split: int
+) -> None:
+    """A read stops where the sender changes, and each process of a client is one of its own."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    listening.bind(str(tmp_path / "listen"))
+    listening.listen()
+    proxy = start(listening)
+    backend = backend_of(proxy.directory("a.example"))
+    client = proxy.connect()
+
+    def stopped(*parts: bytes) -> None:
+        """Send parts from a process each, so that they reach the proxy at once."""
+        pids = [proxy.process.pid, *children(proxy.process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for part in parts:
+            in_child(functools.partial(client.sendall, part))
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGCONT)
+
+    stopped(HELLO[:split], HELLO[split:], b"and ", b"more") if split else client.sendall(HELLO)
+    stream = backend.accept()
+    assert read_exactly(stream, len(HELLO)) == HELLO
+    if split:
+        assert read_exactly(stream, 8) == b"and more"
+    for _ in range(3):
+        stopped(b"one, ", b"two, ", b"three")
+        assert read_exactly(stream, 15) == b"one, two, three"
+    client.close()
+    assert read_all(stream) == b""

@@ -24,9 +24,11 @@ POOLED_PIPES = 32
 """Pipes that a proxy process may keep for the next upload."""
 
 
-def eventually(true: Callable[[], bool], what: str | Callable[[], object]) -> None:
+def eventually(
+    true: Callable[[], bool], what: str | Callable[[], object], patience: float = PATIENCE
+) -> None:
     """Look again and again until something is true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not true():
         if time.monotonic() > deadline:
             raise AssertionError(what() if callable(what) else what)
@@ -139,11 +141,12 @@ def at_rest(proxy: Proxy) -> Holdings:
     return holdings
 
 
-def nothing_left(proxy: Proxy, before: Holdings, growth: int) -> None:
+def nothing_left(proxy: Proxy, before: Holdings, growth: int, patience: float = PATIENCE) -> None:
     """Wait until a proxy holds no more than before."""
     eventually(
         lambda: not Holdings(proxy).problem(before, growth),
         lambda: Holdings(proxy).problem(before, growth),
+        patience,
     )
 
 

@@ -1,12 +1,18 @@
 """Backends that are killed, stopped, replaced, rude, deaf, early or overrun."""
 
 import array
+import contextlib
 import os
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
+import pytest
+
+from sniproxy.resolver.hosts import can_refuse_descriptors
+from tests.end_to_end.harness import Backend as EndToEndBackend
 from tests.end_to_end.harness import Proxy, in_thread, read_all, read_exactly
 from tests.faults.harness import HELLO, SERVED, Backend, ask, crowd
 from tests.hello import hello
@@ -141,7 +147,10 @@ def test_descriptors_that_a_backend_passes_are_not_kept(
     read, write = os.pipe()
     for _ in range(50):
         passed = array.array("i", [write] * 20)
-        stream.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+        try:
+            stream.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+        except PermissionError:  # the kernel refuses them, since Linux 6.16
+            stream.send(b"x")
         assert read_exactly(client, 1) == b"x"
     os.close(write)
     # The end of the pipe is told only when nobody holds its other end.
@@ -150,6 +159,39 @@ def test_descriptors_that_a_backend_passes_are_not_kept(
     stream.close()
     assert read_all(client) == b""
     client.close()
+
+
+@pytest.mark.skipif(
+    not can_refuse_descriptors(), reason="not applicable: this kernel refuses no descriptors"
+)
+def test_a_descriptor_whose_close_lasts(
+    unharmed: Start, backend_of: Callable[..., EndToEndBackend]
+) -> None:
+    """A socket that lingers for an hour, passed as its last owner leaves it: who reads the message
+    would sleep in the close of it. The sender keeps it."""
+    proxy = unharmed()
+    backend = backend_of(proxy.directory(OTHER))
+    for _ in range(3):
+        with proxy.connect() as client, socket.create_server(("127.0.0.1", 0)) as listening:
+            client.sendall(OTHER_HELLO)
+            stream = backend.accept()
+            read_exactly(stream, len(OTHER_HELLO))
+            lingering = socket.create_connection(listening.getsockname())
+            peer, _ = listening.accept()
+            lingering.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    lingering.send(bytes(65536))
+            lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+            passed = array.array("i", [lingering.fileno()])
+            with pytest.raises(PermissionError):
+                stream.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+            ask(proxy)
+            # So that the close does not last here, either.
+            peer.close()
+            lingering.close()
+            stream.close()
+            assert read_all(client) == b""
 
 
 def test_who_floods_gets_no_more_than_the_others(unharmed: Start, serve: Serve) -> None:

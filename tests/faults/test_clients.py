@@ -1,5 +1,6 @@
 """Clients that are slow, many, silent, rude or gone."""
 
+import contextlib
 import os
 import resource
 import select
@@ -13,6 +14,9 @@ from collections.abc import Callable
 import pytest
 
 from sniproxy.dataplane.connections import MAX_KEPT
+from tests.end_to_end.harness import (
+    Backend as EndToEndBackend,
+)
 from tests.end_to_end.harness import (
     Proxy,
     in_thread,
@@ -167,6 +171,65 @@ def test_clients_that_never_read(start: Start, serve: Callable[..., Backend]) ->
     for client in clients:
         client.close()
     nothing_left(proxy, before, 32 << 20)
+
+
+@pytest.mark.timeout(240)
+def test_clients_that_outlive_their_backend_take_or_leave(
+    start: Start, backend_of: Callable[..., EndToEndBackend], serve: Callable[..., Backend]
+) -> None:
+    """Who takes nothing goes a minute after the other side has; who takes bytes gets them all,
+    though it sends on all the while."""
+    proxy = start()
+    serve(proxy.directory(HOST))
+    ask(proxy)
+    before = at_rest(proxy)
+    backend = backend_of(proxy.directory("b.example"))
+    answer = bytes(range(256)) * 8_000
+    clients = []
+
+    def connect() -> tuple[socket.socket, socket.socket]:
+        client = proxy.connect()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(hello("b.example"))
+        clients.append(client)
+        stream = backend.accept()
+        read_exactly(stream, len(hello("b.example")))
+        return client, stream
+
+    for size in (50_000, len(answer)):
+        # All of it in the kernel, or some of it with us; then the backend closes, half-closes, or
+        # closes while its client sends on.
+        for way in range(3):
+            client, stream = connect()
+            stream.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                stream.sendall(answer[:size])
+            if way == 1:
+                stream.shutdown(socket.SHUT_WR)
+                continue
+            stream.close()
+            if way == 2:
+                client.sendall(bytes(100_000))
+    # A backend that takes nothing; all that the client has sent has arrived, and then its end.
+    client, stream = connect()
+    client.sendall(answer[:500_000])
+    client.shutdown(socket.SHUT_WR)
+
+    slow, stream = connect()
+    sender = in_thread(lambda: (stream.sendall(answer), stream.close()))
+    got = b""
+    while len(got) < len(answer):
+        got += slow.recv(16_384)
+        with contextlib.suppress(BlockingIOError):
+            slow.send(b"on", socket.MSG_DONTWAIT)
+        time.sleep(0.05)
+    sender.join()
+    assert got == answer
+    slow.close()
+    ask(proxy)
+    nothing_left(proxy, before, 32 << 20, patience=150)
+    for client in clients:
+        client.close()
 
 
 def test_a_killed_client(unharmed: Start) -> None:

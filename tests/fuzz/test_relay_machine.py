@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from sniproxy.dataplane.pipes import BULK, PIPE_SIZE
 from sniproxy.dataplane.poller import Poller
-from sniproxy.dataplane.relay import HALF_CLOSED_IDLE, End, Relay
+from sniproxy.dataplane.relay import HALF_CLOSED_IDLE, SEND_TIMEOUT, End, Relay
 from tests.end_to_end.harness import reset
 
 PERIOD = 65_521
@@ -251,14 +251,30 @@ class RelayMachine(RuleBasedStateMachine):
     @rule()
     def ten_minutes(self) -> None:
         """Let nothing happen until a half-closed connection has been idle for too long."""
-        for seconds in (0.0, HALF_CLOSED_IDLE / 2, HALF_CLOSED_IDLE):
+        self.wait(0, HALF_CLOSED_IDLE / 2, HALF_CLOSED_IDLE)
+        assert not len(self.relay.leaving)
+
+    @rule()
+    def a_minute(self) -> None:
+        """Let nothing happen for as long as bytes may wait when a side has gone."""
+        self.turn()
+        stuck = [one for one in self.live() if holds(one, one.peer) and gone(one, one.peer)]
+        self.wait(0, SEND_TIMEOUT, SEND_TIMEOUT)
+        assert not any(one in stuck for one in self.live()), "bytes wait though a side has gone"
+
+    def wait(self, *pauses: float) -> None:
+        """Let nothing happen; note whom it may have ended."""
+        leaving = {one.record for one in self.live() if one in self.relay.leaving}
+        for seconds in pauses:
             self.now += seconds
             due, self.timers = self.timers, []
             for _, call in due:
                 call()
         for connection in self.all:
-            connection.waited = True
-        assert not self.relay.half_closed
+            connection.waited |= connection in leaving
+            if connection.how == "idle":
+                ends = connection.ends()
+                assert any(end.half_closed or end.closed for end in ends)
 
     @rule(number=NUMBERS)
     def settle(self, number: int) -> None:
@@ -353,7 +369,7 @@ class RelayMachine(RuleBasedStateMachine):
             else:
                 raise AssertionError("a connection outlives both of its ends")
             assert self.relay.pipes._count == len(self.relay.pipes._idle)
-            assert not self.relay.half_closed
+            assert not len(self.relay.leaving)
         finally:
             for connection in self.all:
                 for end in connection.ends():
@@ -365,6 +381,19 @@ class RelayMachine(RuleBasedStateMachine):
         assert not self.faults, self.faults
         self.all.clear()
         assert descriptors() == self.before
+
+
+def holds(*ends: End) -> bool:
+    """Say whether the relay holds bytes that one of these is to take."""
+    return any(end.unsent is not None or end.pipe is not None for end in ends)
+
+
+def gone(*ends: End) -> bool:
+    """Ask the kernel whether the other side of one of these has closed or half-closed."""
+    poll = select.poll()
+    for end in ends:
+        poll.register(end.socket.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def descriptors() -> set[str]:
