@@ -9,6 +9,9 @@ import os
 import socket
 from collections.abc import MutableMapping
 
+BOUND_BY = "SNIPROXY_BOUND_BY"
+"""Variable: the process that has bound the sockets and become us, set by ``sniproxy-listen``."""
+
 STANDARD_INPUT = 0
 _STANDARD_ERROR = 2
 _FIRST_LISTEN_FD = 3
@@ -52,6 +55,15 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     for fd in descriptors:
         os.close(fd)
     return sockets
+
+
+def bound_by_us(environment: MutableMapping[str, str]) -> bool:
+    """Say whether nobody else has the listening sockets: we have bound them in an earlier life.
+
+    The kernel can't be asked. What a manager has passed, it keeps; of what inetd, s6 or a shell
+    pass, nobody knows. The variable is removed.
+    """
+    return environment.pop(BOUND_BY, "") == str(os.getpid())
 
 
 def _why_not(fd: int) -> str | None:

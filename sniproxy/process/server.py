@@ -36,14 +36,23 @@ class Server:
 
     ``report`` is told of ``stop``, ``connections_closed``, ``refused`` and ``exit``. ``workers``
     says how many processes share the sockets and what else is shared out between them; with several
-    it is also told of ``crowded``: then the others are to ``look``.
+    it is also told of ``crowded``: then the others are to ``look``. ``alone`` says that nobody but
+    us and the other workers has the sockets.
     """
 
     def __init__(
-        self, listening: Sequence[socket], hosts: Hosts, log: Log, report: Report, workers: int = 1
+        self,
+        listening: Sequence[socket],
+        hosts: Hosts,
+        log: Log,
+        report: Report,
+        workers: int = 1,
+        *,
+        alone: bool = False,
     ) -> None:
         self._log = log
         self._report = report
+        self._alone = alone
         self.stopping = False
         self._poller = Poller(self._fault)
         self.loop = asyncio.SelectorEventLoop(self._poller)
@@ -81,18 +90,18 @@ class Server:
         return self._connections.sums()
 
     def stop(self, reason: str) -> None:
-        """Accept no more and finish what was accepted, within ``DRAIN``; ``reason`` is for the log.
-        Asked for again, it changes nothing."""
+        """Accept no more than what is in the queue and finish what was accepted, within ``DRAIN``;
+        ``reason`` is for the log. Asked for again, it changes nothing."""
         if self.stopping:
             return
         self.stopping = True
-        self._close_listeners()
+        for listener in self._listeners:
+            listener.finish(alone=self._alone)
         left = self._connections.totals.open
         self._report("stop", reason=reason, open=left)
-        if left:
-            self.loop.call_later(DRAIN, self._close_connections, "out_of_time")
-        else:
-            self.loop.stop()
+        self.loop.call_later(DRAIN, self._close_connections, "out_of_time")
+        if not left:
+            self._idle()
 
     def stop_now(self, reason: str) -> None:
         """Close everything."""
@@ -106,7 +115,7 @@ class Server:
         self.loop.stop()
 
     def _idle(self) -> None:
-        if self.stopping:
+        if self.stopping and not any(listener.open for listener in self._listeners):
             self.loop.stop()
 
     def _close_listeners(self) -> None:

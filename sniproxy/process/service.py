@@ -20,6 +20,7 @@ from sniproxy.log.sinks import SyslogSink, sink_of
 from sniproxy.process import processors, supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import (
+    bound_by_us,
     listening_sockets,
     replace_standard_descriptors,
     same_file,
@@ -42,6 +43,7 @@ def serve(environment: MutableMapping[str, str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     wanted = settings(environment)
     listening = listening_sockets(environment)
+    alone = bound_by_us(environment)
     # Where standard error is the listening socket (inetd), nothing may be written to it.
     to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in listening)
     journal = is_journal(_STANDARD_ERROR, environment)
@@ -81,7 +83,7 @@ def serve(environment: MutableMapping[str, str]) -> None:
         notify("STOPPING=1", environment)
 
     if count == 1:
-        server = Server(listening, hosts, log, log.info)
+        server = Server(listening, hosts, log, log.info, alone=alone)
         handlers = _handle_signals(server, log, stopping)
         log_start()
         ready()
@@ -100,7 +102,7 @@ def serve(environment: MutableMapping[str, str]) -> None:
     log_start()
     channel = first.run()
     if channel is not None:
-        _work(channel, listening, hosts, open_log(), count)
+        _work(channel, listening, hosts, open_log(), count, alone)
 
 
 def _log_unraisable(log: Log) -> None:
@@ -154,7 +156,12 @@ def _run_alone(server: Server, handlers: SignalHandlers) -> None:
 
 
 def _work(
-    channel: Channel, listening: Sequence[socket], hosts: Hosts, log: Log, count: int
+    channel: Channel,
+    listening: Sequence[socket],
+    hosts: Hosts,
+    log: Log,
+    count: int,
+    alone: bool,
 ) -> None:
     """Serve as one worker of ``count``, as the supervisor says."""
 
@@ -168,7 +175,7 @@ def _work(
             log.info(event, **fields)
 
     _log_unraisable(log)
-    server = Server(listening, hosts, log, report, count)
+    server = Server(listening, hosts, log, report, count, alone=alone)
 
     def receive() -> None:
         try:

@@ -30,6 +30,9 @@ _PORT_DIGITS = 5
 _UNIX = "unix:"
 _FIRST_LISTEN_FD = 3
 
+BOUND_BY = "SNIPROXY_BOUND_BY"
+"""Variable that tells sniproxy, if it has our process id, that nobody else has the sockets."""
+
 _FAILURE = 1
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
@@ -113,6 +116,7 @@ def _bound(
 
 def pass_on(sockets: Sequence[socket.socket]) -> None:
     """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3)."""
+    os.environ[BOUND_BY] = str(os.getpid())
     if len(sockets) == 1:
         os.dup2(sockets[0].fileno(), 0, inheritable=True)
         return
