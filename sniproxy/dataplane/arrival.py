@@ -56,6 +56,7 @@ class Arrival:
         "_connections",
         "_parser",
         "_received",
+        "_repeated",
         "_socket",
         "_watched",
         "accepted_at",
@@ -73,6 +74,7 @@ class Arrival:
         self._parser: ClientHelloParser | None = ClientHelloParser()
         self._received: bytearray | None = None
         self._backend: SocketType | None = None
+        self._repeated = False
         self.address = address
         self.accepted_at = connections.clock()
         self.decided_at: float | None = None
@@ -154,6 +156,7 @@ class Arrival:
         if connections.log.connections:
             self.decided_at = connections.clock()
         received = self._received + data if self._received else data
+        self._repeated = connections.loops.again(received)
         if host in connections.lines:  # not before those who wait already
             self._received = bytearray(received)
             line: str | None = host
@@ -180,6 +183,15 @@ class Arrival:
         """Try to reach the backend; name the line to wait in, or None where that is over, one way
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
+        loops = connections.loops
+        if self._repeated and loops.full(self.host):
+            if self._may_wait() and not loops.found(self.host):
+                self._keep(received)
+                return self.host
+            if loops.find(self.host):
+                connections.log.warning("loop", host=self.host, connections=loops.most)
+            self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
+            return None
         while self._backend is None:
             try:
                 self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
@@ -254,6 +266,8 @@ class Arrival:
         self._received = None
         end = connections.relay.join(self._socket, backend, record, watched=self._watched)
         end.moved = sent - len(header) if sent > len(header) else 0
+        if self._repeated:
+            connections.loops.note(self.host, end)
         if gone:
             end.sever()
         elif sent < len(first):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.relay import End, Relay
 from sniproxy.dataplane.sweep import Countdown, Later, Sweep
@@ -98,6 +99,7 @@ class Connections:
         self.idle: Callable[[], None] = lambda: None
         self.undecided: Countdown[Undecided] = Countdown(PATIENCE, lambda one: one.expire())
         self.lines = Lines(later)
+        self.loops = Loops()
         self.farewells: Countdown[Closing] = Countdown(FAREWELL_PATIENCE, lambda one: one.close())
         self._sweep = Sweep(later, _SWEEP, self.sweep)
         self._kept = 0
