@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from sniproxy.process.inherited import NoListeningSocket, listening_sockets, same_file
+from sniproxy.process.inherited import (
+    BOUND_BY,
+    NoListeningSocket,
+    bound_by_us,
+    listening_sockets,
+    same_file,
+)
+from sniproxy.tools import listen
 
 # What it found: the sockets' addresses, whether each is close-on-exec and which descriptor it has,
 # which of 3 to 9 are still open, what is left of the convention's variables; or the refusal.
@@ -166,6 +173,16 @@ def test_variables_are_removed_even_where_they_are_wrong() -> None:
     with pytest.raises(NoListeningSocket):
         listening_sockets(environment)
     assert environment == {"HOME": "/"}
+
+
+def test_who_has_bound_the_sockets() -> None:
+    """Only this very process: its parent may have them still, and a child's are its parent's."""
+    assert listen.BOUND_BY == BOUND_BY
+    for value, ours in ((str(os.getpid()), True), (str(os.getppid()), False), ("", False)):
+        environment = {BOUND_BY: value, "HOME": "/"}
+        assert bound_by_us(environment) is ours
+        assert environment == {"HOME": "/"}
+    assert not bound_by_us({})
 
 
 def test_same_file(tcp: socket.socket) -> None:

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from sniproxy.tools import listen
 from sniproxy.tools.listen import AddressError, ListenError, listening_socket, main
 from tests.processes import in_child
 
@@ -145,6 +146,13 @@ def test_the_command_gets_clean_hands() -> None:
     ignored = int(done.stdout.split()[1], 16)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         assert not ignored & 1 << (number - 1)
+
+
+def test_the_command_is_told_that_nobody_else_has_the_socket() -> None:
+    for addresses in (["127.0.0.1:0"], ["127.0.0.1:0", "[::1]:0"]):
+        done = run(*addresses, "sh", "-c", f'echo $$ "${listen.BOUND_BY}"')
+        pid, told = done.stdout.split()
+        assert pid == told
 
 
 def test_with_standard_descriptors_closed(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.dataplane import listener as listeners
-from sniproxy.dataplane.listener import MOST_FAILURES, PAUSE, Listener
+from sniproxy.dataplane.listener import (
+    HANDSHAKE,
+    LAST_CALL,
+    MOST_FAILURES,
+    PAUSE,
+    Listener,
+)
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from sniproxy.log.repeats import PERIOD
 from sniproxy.resolver.hosts import can_refuse_descriptors
@@ -132,6 +138,78 @@ def test_closing_leaves_the_socket_to_the_others(plane: Plane, listening: socket
     assert plane.connections.totals.accepted == 0
     accepted, _ = listening.accept()
     close_all([accepted, *clients])
+
+
+def test_finishing_takes_what_is_in_the_queue(plane: Plane, listening: socket.socket) -> None:
+    ended: list[bool] = []
+    plane.connections.idle = lambda: ended.append(True)
+    listener = Listener(listening.dup(), plane.connections, lambda: None)
+    clients = connect(listening, 200)
+    listener.finish(alone=False)
+    plane.until(lambda: not listener.open)
+    assert plane.connections.totals.accepted == 200
+    assert ended == []
+    close_all(clients)
+    plane.until(lambda: ended == [True])
+    # Whoever comes now waits for the next copy.
+    clients = connect(listening, 1)
+    listening.accept()[0].close()
+    close_all(clients)
+
+
+def test_finishing_at_an_empty_queue_is_an_end_at_once(
+    plane: Plane, listening: socket.socket
+) -> None:
+    ended: list[bool] = []
+    plane.connections.idle = lambda: ended.append(True)
+    listener = Listener(listening.dup(), plane.connections)
+    listener.finish(alone=False)
+    assert (listener.open, ended) == (False, [True])
+
+
+def test_a_queue_that_is_never_empty_is_left_to_the_next_copy(plane: Plane) -> None:
+    """Or what is accepted at the end of our time would be cut off with it."""
+    listening = troubled(*[errno.EMFILE] * 1000)
+    others = socket.socket(fileno=os.dup(listening.fileno()))
+    listener = Listener(listening, plane.connections)
+    clients = connect(others, 1)
+    listener.finish(alone=False)
+    plane.clock.advance(LAST_CALL - PAUSE)
+    plane.turn(5)
+    assert listener.open
+    plane.clock.advance(PAUSE)
+    assert not listener.open
+    others.accept()[0].close()
+    close_all([*clients, others])
+
+
+def test_alone_it_takes_the_time_that_it_takes(plane: Plane) -> None:
+    """Descriptors become free while others end; nobody comes meanwhile."""
+    listening = troubled(*[errno.EMFILE] * 30)
+    address = listening.getsockname()
+    listener = Listener(listening, plane.connections)
+    clients = connect(listening, 3)
+    listener.finish(alone=True)
+    with socket.socket() as late:
+        late.setblocking(False)
+        late.connect_ex(address)
+        for _ in range(60):
+            plane.turn(5)
+            plane.clock.advance(PAUSE)
+        assert plane.connections.totals.accepted == 3
+        assert not listener.open
+    close_all(clients)
+
+
+def test_alone_it_waits_for_handshakes_that_are_under_way(
+    plane: Plane, listening: socket.socket
+) -> None:
+    listener = Listener(listening, plane.connections)
+    listener.finish(alone=True)
+    plane.turn(5)
+    assert listener.open
+    plane.clock.advance(HANDSHAKE)
+    assert not listener.open
 
 
 EPOLL_WAITS = {"232", "281", "22"}

@@ -62,6 +62,7 @@ class Arrival:
         "_parser",
         "_received",
         "_relayed",
+        "_repeated",
         "_socket",
         "_watched",
         "accepted_at",
@@ -85,6 +86,7 @@ class Arrival:
         self._received: bytearray | None = None
         self._backend: SocketType | None = None
         self._relayed: End | None = None
+        self._repeated = False
         self.kept = 0
         self.address = address
         self.accepted_at = accepted_at
@@ -200,6 +202,7 @@ class Arrival:
         if connections.log.connections:
             self.decided_at = connections.clock()
         received = self._received + data if self._received else data
+        self._repeated = connections.loops.again(received)
         if host in connections.lines:  # not before those who wait already
             self._received = bytearray(received)
             line: str | None = host
@@ -226,6 +229,15 @@ class Arrival:
         """Try to reach the backend; name the line to wait in, or None where that is over, one way
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
+        loops = connections.loops
+        if self._repeated and loops.full(self.host):
+            if self._may_wait() and not loops.found(self.host):
+                self._keep(received)
+                return self.host
+            if loops.find(self.host):
+                connections.log.warning("loop", host=self.host, connections=loops.most)
+            self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
+            return None
         while self._backend is None:
             try:
                 self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
@@ -307,6 +319,8 @@ class Arrival:
         )
         self._received = self._backend = None
         end.moved = moved
+        if self._repeated:
+            connections.loops.note(self.host, end)
         if gone:
             end.sever()
         elif unsent is not None:

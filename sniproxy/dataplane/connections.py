@@ -10,6 +10,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import Protocol
 
+from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End, Relay
 from sniproxy.dataplane.sweep import Countdown, Sweep
@@ -104,6 +105,7 @@ class Connections:
             PATIENCE, lambda one: poller.guard(one, one.expire)
         )
         self.lines = Lines(later)
+        self.loops = Loops()
         self.farewells: Countdown[Closing] = Countdown(
             FAREWELL_PATIENCE, lambda one: poller.guard(one, one.close)
         )

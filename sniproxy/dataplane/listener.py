@@ -1,8 +1,8 @@
 """A listening socket that was passed to us, and what is accepted from it.
 
 The socket belongs to its manager too: it is never shut down, ``listen`` is never called on it, and
-others may accept from it at any time. Accepting never ends the process: what can't be accepted
-now is accepted later.
+others may accept from it at any time; only where we have it alone, it is closed to newcomers before
+the end. Accepting never ends the process: what can't be accepted now is accepted later.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from sniproxy.dataplane.arrival import welcome
 from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.last_call import begin_no_more
+from sniproxy.dataplane.poller import READ
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
 
@@ -32,6 +34,14 @@ PAUSE = 0.1
 MOST_FAILURES = 100
 """Connections in a row that could not be accepted, each for a reason of its own; after so many the
 reason is ours (a filter of system calls that forbids it, say), and trying on would be all we do."""
+
+HANDSHAKE = 0.3
+"""Seconds that clients have to complete a handshake that is under way when we stop: a round trip,
+if nothing is lost."""
+
+LAST_CALL = 1.0
+"""Seconds in which a queue that we may not have alone is to be empty once. Who comes without end
+is to be served by the next copy, which has more time for it."""
 
 _STREAM = int(socket.SOCK_STREAM)
 
@@ -79,6 +89,7 @@ class Listener:
         self._watched = False
         self._going_on = False
         self._lost = False
+        self._leaving = False
         if listening.family in (socket.AF_INET, socket.AF_INET6):
             # Inherited by what is accepted, so that no connection costs a call for it: dead
             # clients are found, and small records are not held back.
@@ -133,6 +144,8 @@ class Listener:
             try:
                 fd, address = accept()
             except BlockingIOError:
+                if self._leaving:
+                    self._leave()
                 return
             except MemoryError:
                 self._lost = True
@@ -153,6 +166,8 @@ class Listener:
                 raise
             self._failures = 0
             welcome(connections, client, address)
+        if self._leaving:
+            connections.poller.again(self)
 
     def _step_back(self) -> None:
         """Go to the end of the row of workers that are woken for a connection."""
@@ -190,12 +205,14 @@ class Listener:
         """Watch again, unless it is closed; where that fails, a little later."""
         if self._lost:
             self._close_lost()
-        if not self._watched and self._socket.fileno() >= 0:
+        if not self._watched and self.open:
             try:
                 self._watch()
             except OSError as error:
                 self._trouble(error)
                 return PAUSE
+            if self._leaving:
+                self._connections.poller.again(self)
         self._going_on = False
         return None
 
@@ -231,7 +248,9 @@ class Listener:
         )
 
     def resume(self) -> None:
-        """Never called: what is left in the queue is a new event."""
+        """Look whether the queue is empty, for no event tells that. (What is in it is an event.)"""
+        if self._watched:
+            self.ready(READ)
 
     def abandon(self) -> None:
         """Go on after a pause: an unexpected error must neither end nor occupy the process."""
@@ -241,6 +260,34 @@ class Listener:
     def stop(self) -> bool:
         self.close()
         return False
+
+    def finish(self, *, alone: bool) -> None:
+        """Accept what is in the queue, and close: where nobody else has the socket, closing resets
+        what was not accepted.
+
+        If we know that we are ``alone``, nothing comes after it, and it may take all of our time.
+        Several workers may each do so: the last to close has seen the queue empty.
+        """
+        if alone:
+            begin_no_more(self._socket)
+            self._connections.later(HANDSHAKE, self._empty)
+        else:
+            self._connections.later(LAST_CALL, self._leave)
+            self._empty()
+
+    def _empty(self) -> None:
+        self._leaving = True
+        self.resume()
+
+    def _leave(self) -> None:
+        """Close when there is no more to accept."""
+        if self.open:
+            self.close()
+
+    @property
+    def open(self) -> bool:
+        """Whether it still accepts, now or after a pause."""
+        return self._socket.fileno() >= 0
 
     def close(self) -> None:
         """Stop accepting and close our copy; the socket may live on elsewhere."""

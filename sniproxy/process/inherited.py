@@ -14,6 +14,9 @@ from collections.abc import MutableMapping, Sequence
 from sniproxy.process.notify import CANARY
 from sniproxy.process.parcel import Parcel, connections_in
 
+BOUND_BY = "SNIPROXY_BOUND_BY"
+"""Variable: the process that has bound the sockets and become us, set by ``sniproxy-listen``."""
+
 STANDARD_INPUT = 0
 _STANDARD_ERROR = 2
 _FIRST_LISTEN_FD = 3
@@ -114,6 +117,15 @@ def pass_on(
     environment["LISTEN_PID"] = str(os.getpid())
     environment["LISTEN_FDS"] = str(len(rest))
     environment["LISTEN_FDNAMES"] = ":".join(labels)
+
+
+def bound_by_us(environment: MutableMapping[str, str]) -> bool:
+    """Say whether nobody else has the listening sockets: we have bound them in an earlier life.
+
+    The kernel can't be asked. What a manager has passed, it keeps; of what inetd, s6 or a shell
+    pass, nobody knows. The variable is removed.
+    """
+    return environment.pop(BOUND_BY, "") == str(os.getpid())
 
 
 def _why_not(fd: int) -> str | None:

@@ -41,14 +41,23 @@ class Server:
 
     ``report`` is told of ``stop``, ``connections_closed``, ``refused`` and ``exit``. ``workers``
     says how many processes share the sockets and what else is shared out between them; with several
-    it is also told of ``crowded``: then the others are to ``look``.
+    it is also told of ``crowded``: then the others are to ``look``. ``alone`` says that nobody but
+    us and the other workers has the sockets.
     """
 
     def __init__(
-        self, listening: Sequence[socket], hosts: Hosts, log: Log, report: Report, workers: int = 1
+        self,
+        listening: Sequence[socket],
+        hosts: Hosts,
+        log: Log,
+        report: Report,
+        workers: int = 1,
+        *,
+        alone: bool = False,
     ) -> None:
         self._log = log
         self._report = report
+        self._alone = alone
         self.stopping = False
         self._reason = ""
         """Why it is stopping, as long as that is still to be acted on."""
@@ -149,8 +158,8 @@ class Server:
             self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
 
     def stop(self, reason: str) -> None:
-        """Accept no more and finish what was accepted, within ``DRAIN``; ``reason`` is for the log.
-        Asked for again, it changes nothing."""
+        """Accept no more than what is in the queue and finish what was accepted, within ``DRAIN``;
+        ``reason`` is for the log. Asked for again, it changes nothing."""
         if self.stopping:
             return
         self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
@@ -168,15 +177,20 @@ class Server:
     def _stopped(self) -> bool:
         """Do what is to be done about a stop, between two turns; say whether it is the end."""
         if self._reason:
-            self._close_listeners()
+            for listener in self._listeners:
+                listener.finish(alone=self._alone)
             self._report("stop", reason=self._reason, open=self._connections.totals.open)
             self._reason = ""
-        if not self._over and not (self.stopping and not self._connections.totals.open):
+        if not self._over and not (self.stopping and self._idle()):
             return False
         self._close_listeners()
         self._connections.report_refusals()
         self._report("exit", accepted=self._connections.totals.accepted)
         return True
+
+    def _idle(self) -> bool:
+        """Say whether nobody is here any more, nor waits to be accepted."""
+        return not self.open() and not any(listener.open for listener in self._listeners)
 
     def _close_connections(self, reason: str) -> None:
         closed = self._connections.close_all()

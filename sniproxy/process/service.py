@@ -22,6 +22,8 @@ from sniproxy.log.sinks import SyslogSink, sink_of
 from sniproxy.process import processors, supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import (
+    BOUND_BY,
+    bound_by_us,
     listening_sockets,
     pass_on,
     replace_standard_descriptors,
@@ -67,6 +69,7 @@ class _Service:
         self._parcels = stored_parcels(environment)
         self._names = environment.get("LISTEN_FDNAMES", "")
         self._listening = listening_sockets(environment)
+        self._bound_by_us = bound_by_us(environment)
         # Where standard error is the listening socket (inetd), nothing may be written to it.
         self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in self._listening)
         self._journal = is_journal(_STANDARD_ERROR, environment)
@@ -100,6 +103,8 @@ class _Service:
         self._hosts.close()
         parcels = self._renewal.parcels
         pass_on(self._environment, self._listening, self._names, self._standard, parcels)
+        if self._bound_by_us:
+            self._environment[BOUND_BY] = str(os.getpid())
         program = self._program or []
         try:
             os.execve(program[0], program, dict(self._environment))  # noqa: S606 - it is our own
@@ -155,7 +160,8 @@ class _Service:
         """Serve in the only process; say whether its connections have been given away."""
         log = self._log
         # Copies, since it closes them, and the program that is run anew needs them.
-        server = Server([one.dup() for one in self._listening], self._hosts, log, log.info)
+        copies = [one.dup() for one in self._listening]
+        server = Server(copies, self._hosts, log, log.info, alone=self._bound_by_us)
         handlers = SignalHandlers(server.poller)
         alone = _Alone(server, self._stopping)
         for number in (signal.SIGHUP, signal.SIGTERM):
@@ -213,7 +219,9 @@ class _Service:
                 # There is nobody any more to make one line of all workers'.
                 log.info(event, **fields)
 
-        server = Server(self._listening, self._hosts, log, report, self._count)
+        server = Server(
+            self._listening, self._hosts, log, report, self._count, alone=self._bound_by_us
+        )
 
         def give(parcel: Parcel) -> None:
             channel.send_descriptor(supervisor.PARCEL, parcel.socket.fileno(), count=parcel.count)

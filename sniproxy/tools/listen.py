@@ -32,6 +32,9 @@ _PORT_DIGITS = 5
 _UNIX = "unix:"
 _FIRST_LISTEN_FD = 3
 
+BOUND_BY = "SNIPROXY_BOUND_BY"
+"""Variable that tells sniproxy, if it has our process id, that nobody else has the sockets."""
+
 _FAILURE = 1
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
@@ -136,6 +139,7 @@ def pass_on(sockets: Sequence[socket.socket]) -> None:
 
     Raises ListenError where the limit of descriptors leaves no room to move them.
     """
+    os.environ[BOUND_BY] = str(os.getpid())
     if len(sockets) == 1:
         os.dup2(sockets[0].fileno(), 0, inheritable=True)
         # dup2(2) does nothing where the socket is there already, since it was closed before.

@@ -172,6 +172,57 @@ def test_traps_in_a_host_directory(start: Start, serve: Serve, tmp_path: pathlib
     ask(proxy)
 
 
+LINKS_OF_A_LOOK_UP = 40
+"""Symbolic links after which the kernel gives up, path_resolution(7)."""
+
+LONGEST_PATH = 4095
+
+
+def maze(where: pathlib.Path, end: str) -> str:
+    """Make the dearest way to ``end``: as many links as the kernel follows, each as long as a path
+    may be. Give its first."""
+    (where / "d").mkdir()
+    links = LINKS_OF_A_LOOK_UP - 1  # one leads here
+    names = [str(where / f"link{number}") for number in range(links)]
+    for name, target in zip(names, [*names[1:], end], strict=True):
+        pad = (LONGEST_PATH - len(target) - len(str(where))) // len("/d/..")
+        os.symlink(f"{where}{'/d/..' * pad}{target.removeprefix(str(where))}", name)
+    return names[0]
+
+
+def test_a_maze_of_links_stops_nobody(
+    start: Start, serve: Serve, backend_of: Make, tmp_path: pathlib.Path
+) -> None:
+    """It costs a worker milliseconds a connection, three look-ups in all; while they keep coming,
+    others are served, and so is the maze itself."""
+    proxy = start()
+    serve(proxy.directory(HOST))
+    ask(proxy)
+    directory = proxy.directory("maze.example")
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    backend = backend_of(hidden, 1000)
+    for name, end in (
+        ("tls-socket", f"{hidden}/tls-socket"),
+        ("send-proxy-v1", f"{hidden}/nothing"),
+        ("send-proxy-v2", f"{hidden}/nothing"),
+    ):
+        where = hidden / name.upper()
+        where.mkdir()
+        (directory / name).symlink_to(maze(where, end.replace(str(hidden), f"{where}/..")))
+    wire = hello("maze.example")
+    clients = []
+    for _ in range(20):
+        for _ in range(20):
+            clients.append(proxy.connect())
+            clients[-1].sendall(wire)
+        ask(proxy)
+    for client in clients:
+        stream = backend.accept()
+        assert read_exactly(stream, len(wire)) == wire
+        client.close()
+
+
 def mount_of_somebody(where: pathlib.Path) -> None:
     """Mount a file system of another user's, who does not answer, as any user may by FUSE."""
     own_mounts()
