@@ -201,20 +201,28 @@ def refused(scene: Scene) -> None:
 
 
 def in_line(scene: Scene) -> None:
-    """A full queue, three who wait for room in it, and room."""
-    clients = [scene.connect() for _ in range(4)]
-    for client in clients:
+    """A full queue, those who wait for room in it, and room."""
+    clients = {}
+    poll = select.poll()
+    for _ in range(4):
+        client = scene.connect()
+        clients[client.fileno()] = client
+        poll.register(client, select.POLLIN)
         with contextlib.suppress(ConnectionError):
             client.sendall(hello("full.example"))
-    threading.Event().wait(0.01)
-    for _ in clients:
-        stream = scene.accept(scene.full)
-        if stream is not None:
-            stream.close()
-        threading.Event().wait(0.003)
-    for client in clients:
-        ended(client)
-        client.close()
+    poll.register(scene.full.listening, select.POLLIN)
+    while clients:
+        events = poll.poll(PATIENCE * 1000)
+        assert events, f"{len(clients)} neither served nor ended"
+        for fd, _ in events:
+            if fd == scene.full.listening.fileno():
+                stream = scene.accept(scene.full)
+                if stream is not None:
+                    stream.close()
+            else:
+                poll.unregister(fd)
+                ended(clients[fd])
+                clients.pop(fd).close()
     while (stream := scene.accept(scene.full)) is not None:
         stream.close()
 
@@ -222,7 +230,7 @@ def in_line(scene: Scene) -> None:
 def unread_answer(scene: Scene) -> None:
     """More than the client takes, half-closed, then taken."""
     with scene.connect() as client, contextlib.suppress(ConnectionError):
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.sendall(HELLO)
         stream = whoever_comes(scene, client)
         if stream is not None:
@@ -258,13 +266,13 @@ def given_up(scene: Scene) -> None:
         client.sendall(HELLO)
         stream = whoever_comes(scene, client)
         if stream is not None:
-            client.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(30):
-                    client.send(bytes(300_000))
-            reset(client)
-            ended(stream)
-            stream.close()
+            with stream:
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    for _ in range(30):
+                        client.send(bytes(300_000))
+                reset(client)
+                ended(stream)
 
 
 def half_closed(scene: Scene) -> None:
@@ -374,3 +382,88 @@ def test_each_allocation(
         )
     print(f"figures: {scenario.__name__}: {number} allocations")
     assert "Traceback" not in scene.proxy.log
+
+
+@pytest.mark.parametrize("width", ROWS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_allocation_of_a_stop(
+    memory: Memory, tmp_path: pathlib.Path, width: int, workers: int, full: bool
+) -> None:
+    """It ends within its time and in order, with a connection open that ends meanwhile."""
+    (tmp_path / "hosts").mkdir()
+    number, passed = 0, 0
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
+        while passed < 2:
+            number += 1 if full else 2 + number // 8
+            proxy = Proxy(
+                [sys.executable, "-P", "-m", "sniproxy"],
+                tmp_path / "hosts",
+                listening,
+                {"SNIPROXY_WORKERS": str(workers)} | memory.environment,
+            )
+            backend = Backend(proxy.directory(f"b{number}.example"))
+            try:
+                with proxy.connect() as client:
+                    client.sendall(hello(f"b{number}.example"))
+                    stream = backend.accept()
+                    read_exactly(stream, 10)
+                    eventually(lambda: len(children(proxy.process.pid)) in (0, workers), "forks")
+                    memory.fail(number, width)
+                    proxy.process.send_signal(signal.SIGTERM)
+                    eventually(lambda: "event=stop" in proxy.log, lambda: proxy.log)
+                stream.close()
+                assert proxy.process.wait(PATIENCE) == 0, proxy.log
+            except AssertionError as error:
+                error.add_note(f"allocation {number}:\n{proxy.log}")
+                raise
+            finally:
+                passed = 0 if memory.recover() else passed + 1
+                backend.close()
+                if proxy.process.poll() is None:
+                    proxy.process.kill()
+                    proxy.process.wait(PATIENCE)
+            assert "Traceback" not in proxy.log
+            assert "worker_died" not in proxy.log, f"allocation {number}"
+            proxy.log_path.unlink()
+
+
+@pytest.mark.parametrize("width", ROWS)
+def test_each_allocation_of_a_supervisor(
+    memory: Memory, tmp_path: pathlib.Path, width: int, full: bool
+) -> None:
+    """A worker dies, others report and are asked: there are as many afterwards, and all answer."""
+    (tmp_path / "hosts").mkdir()
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
+        proxy = Proxy(
+            [sys.executable, "-P", "-m", "sniproxy"],
+            tmp_path / "hosts",
+            listening,
+            {"SNIPROXY_WORKERS": "2"} | memory.environment,
+        )
+        scene = Scene(proxy)
+        pid = proxy.process.pid
+        try:
+            eventually(lambda: len(children(pid)) == 2, "forks")
+            scene.works()
+            eventually(lambda: scene.open() == 0, "it is still open")
+            held = len(os.listdir(f"/proc/{pid}/fd"))
+            number, passed = 0, 0
+            while passed < 2:
+                number += 1 if full else 2 + number // 8
+                before = children(pid)
+                memory.fail(number, width)
+                os.kill(before[0], signal.SIGKILL)
+                eventually(lambda: before[0] not in children(pid), "it is not reaped")  # noqa: B023
+                question(scene)
+                eventually(lambda: len(children(pid)) == 2, lambda: proxy.log)
+                passed = 0 if memory.recover() else passed + 1
+                scene.works()
+                eventually(lambda: scene.open() == 0, lambda: proxy.log)
+                eventually(
+                    lambda: len(os.listdir(f"/proc/{pid}/fd")) == held,
+                    lambda: f"allocation {number}: {held}\n{proxy.log}",  # noqa: B023
+                )
+        finally:
+            scene.close()
+            proxy.stop(signal.SIGTERM, signal.SIGTERM)
+    assert proxy.process.returncode == 0
