@@ -101,7 +101,10 @@ def serve(environment: MutableMapping[str, str]) -> None:
     log_start()
     channel = first.run()
     if channel is not None:
-        _work(channel, listening, hosts, open_log(), count)
+        try:
+            _work(channel, listening, hosts, open_log(), count)
+        except MemoryError:  # at its start: the supervisor says so, and tries again later
+            sys.exit(1)
 
 
 def _log_unraisable(log: Log) -> None:
