@@ -91,21 +91,17 @@ class Scene:
         """Be a client to whom nothing happens."""
         with self.connect() as client:
             client.sendall(HELLO)
-            while True:
-                stream = self.backend.accept()
-                stream.settimeout(PATIENCE)
-                wire = b""
-                with contextlib.suppress(OSError):
-                    wire = stream.recv(1 << 16)
-                if wire == HELLO:
+            served = False
+            while not served:
+                with self.backend.accept() as stream:
+                    stream.settimeout(PATIENCE)
                     # Or it is of a client before us, who is gone.
                     with contextlib.suppress(ConnectionError, TimeoutError):
-                        stream.sendall(b"served")
-                        client.settimeout(0.5)
-                        assert client.recv(6) == b"served", self.proxy.log[-1500:]
-                        break
-                stream.close()
-            stream.close()
+                        if stream.recv(1 << 16) == HELLO:
+                            stream.sendall(b"served")
+                            client.settimeout(0.5)
+                            assert client.recv(6) == b"served", self.proxy.log[-1500:]
+                            served = True
             client.settimeout(PATIENCE)
             assert client.recv(1) == b""
         self.backend.accepted.clear()
