@@ -172,6 +172,7 @@ class Poller:
             self._mend()
         if self.missed:
             self._look_everywhere()
+            return  # what that has found may be the end
         timeout = 0 if self._unfinished else self.timers.wait(timeout)
         self.turn += 1
         watchers = self._watchers

@@ -202,8 +202,11 @@ class _Service:
         channel = first.run()
         if channel is None:
             return first.handed_over
-        self._log = self._open_log()
-        self._work(channel, first.number)
+        try:
+            self._log = self._open_log()
+            self._work(channel, first.number)
+        except MemoryError:  # at its start: the supervisor says so, and tries again later
+            sys.exit(1)
         return False
 
     def _work(self, channel: Channel, number: int) -> None:

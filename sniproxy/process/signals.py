@@ -58,8 +58,10 @@ class SignalHandlers:
     def _tell(self, _number: int, _frame: object) -> None:
         """Called by Python: make room in the pipe for those that come before the loop's turn."""
         if not self._reading:
-            self._take()
-            os.write(self._write, b"\0")  # the loop is still to be woken
+            try:
+                self._take()
+            finally:
+                os.write(self._write, b"\0")  # the loop is still to be woken
 
     def _act(self) -> None:
         self._take()
