@@ -151,7 +151,7 @@ def test_tables_of_connections_are_empty_without_connections(plane: Plane) -> No
     backend.accept()
     half_closed.shutdown(socket.SHUT_WR)
     shared = plane.connections
-    plane.until(lambda: len(shared.relay.half_closed) == 1)
+    plane.until(lambda: len(shared.relay.leaving) == 1)
     assert (len(shared.undecided), len(shared.farewells), len(shared.lines)) == (1, 1, 1)
     assert shared._kept > 0
     plane.read(refused, 99)
@@ -162,7 +162,7 @@ def test_tables_of_connections_are_empty_without_connections(plane: Plane) -> No
     plane.until(lambda: shared.totals.open == 0)
     plane.clock.advance(1)
     assert shared._kept == 0
-    tables = (shared.undecided, shared.farewells, shared.lines, shared.relay.half_closed)
+    tables = (shared.undecided, shared.farewells, shared.lines, shared.relay.leaving)
     assert not any(map(len, tables))
     assert plane.poller.watchers() == []
 

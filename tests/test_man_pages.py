@@ -110,7 +110,7 @@ def reasons() -> set[str]:
                     arguments = node.args[1:2]
                 elif node.func.id == "_misfit":
                     words |= {f"{ast.literal_eval(node.args[0])}_does_not_fit"}
-            elif isinstance(node, ast.Assign) and "reason" in ast.unparse(node.targets[0]):
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
                 arguments = [node.value]
             words |= {
                 one.value

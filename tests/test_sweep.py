@@ -96,7 +96,7 @@ class Leaver:
 
 def test_who_leaves_may_stand_still_for_his_own_time() -> None:
     clock = Clock()
-    leaving = Leaving(clock.later, 10, lambda: clock.now)
+    leaving = Leaving(clock.later, 10, lambda: clock.now, Leaver.expire)
     short, long = Leaver(leaving, 20), Leaver(leaving, 50)
     leaving.start(short)
     leaving.start(long)
@@ -113,7 +113,7 @@ def test_who_leaves_may_stand_still_for_his_own_time() -> None:
 
 def test_what_is_taken_renews_the_time_and_to_start_again_does_not() -> None:
     clock = Clock()
-    leaving = Leaving(clock.later, 10, lambda: clock.now)
+    leaving = Leaving(clock.later, 10, lambda: clock.now, Leaver.expire)
     leaver = Leaver(leaving, 20)
     leaving.start(leaver)
     for change in (1, -5, 3, 1):

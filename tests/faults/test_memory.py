@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.end_to_end.harness import Backend, Proxy, children, reset
+from tests.end_to_end.harness import Backend, Proxy, children, read_exactly, reset
 from tests.faults.harness import eventually
 from tests.faults.memory import Memory
 from tests.hello import hello
