@@ -149,7 +149,7 @@ class RelayMachine(RuleBasedStateMachine):
         super().__init__()
         self.faults: list[Exception] = []
         self.now = 0.0
-        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.timers: list[tuple[float, Callable[[], float | None]]] = []
         self.all: list[Connection] = []
         self.before = descriptors()
         self.poller = Poller(self.faults.append)
@@ -269,7 +269,9 @@ class RelayMachine(RuleBasedStateMachine):
             self.now += seconds
             due, self.timers = self.timers, []
             for _, call in due:
-                call()
+                again = call()
+                if again is not None:
+                    self.timers.append((again, call))
         for connection in self.all:
             connection.waited |= connection in leaving
             if connection.how == "idle":
@@ -368,7 +370,7 @@ class RelayMachine(RuleBasedStateMachine):
                 self.turn(0.01)
             else:
                 raise AssertionError("a connection outlives both of its ends")
-            assert self.relay.pipes._count == len(self.relay.pipes._idle)
+            assert self.relay.pipes.count == len(self.relay.pipes._idle)
             assert not len(self.relay.leaving)
         finally:
             for connection in self.all:
