@@ -96,3 +96,19 @@ over.append(1)
 """
     done = run(left)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_a_signal_while_it_is_acted_on_is_acted_on_once_more() -> None:
+    """As of a second worker that ends while the first is waited for."""
+    again = """
+def act():
+    told.append(1)
+    if len(told) == 1:
+        signal.raise_signal(signal.SIGCHLD)
+    else:
+        over.append(1)
+handlers.handle(signal.SIGCHLD, act)
+signal.raise_signal(signal.SIGCHLD)
+"""
+    done = run(again)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")

@@ -67,8 +67,13 @@ class SignalHandlers:
         self._take()
         for number, act in self._acts.items():
             if self._came[number]:
-                act()
+                # Before: what comes while it acts is to be acted on once more.
                 self._came[number] = False
+                try:
+                    act()
+                except BaseException:
+                    self._came[number] = True
+                    raise
 
     def _take(self) -> None:
         """Note all signals that are in the pipe."""
