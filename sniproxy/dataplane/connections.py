@@ -138,11 +138,13 @@ class Connections:
     def keep(self, arrival: Undecided, size: int) -> None:
         """Count the ``size`` bytes kept for an undecided hello so far; end the oldest of too
         many."""
-        kept = self._kept + size - arrival.kept
+        more = size - arrival.kept
+        kept = self._kept + more
         # Both or neither: only to add them up can fail.
         self._kept = kept
         arrival.kept = size
-        while self._kept > MAX_KEPT and self.evict_oldest():
+        # Not within the end of one of them: they would end each other, deeper and deeper.
+        while more > 0 and self._kept > MAX_KEPT and self.evict_oldest():
             pass
 
     def wait(self, arrival: Undecided) -> None:

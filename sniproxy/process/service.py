@@ -87,8 +87,6 @@ class _Service:
 
     def run(self) -> int | None:
         """Serve; give the exit status, or None where the program is to be run anew."""
-        if not self._parcels:
-            self._log_start()
         handed_over = self._run_alone() if self._count == 1 else self._run_workers()
         if not handed_over:
             return 0
@@ -122,7 +120,10 @@ class _Service:
         return log
 
     def _log_start(self, **adopted: int) -> None:
-        """Tell that a signal is now taken as we promise."""
+        """Tell that a signal is now taken as we promise; where there are connections of the process
+        before us, only together with what became of them."""
+        if self._parcels and not adopted:
+            return
         self._log.info(
             "start",
             version=__version__,
@@ -172,6 +173,7 @@ class _Service:
         handlers.handle(signal.SIGUSR2, renew)
         # Also those that whoever started us had blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._log_start()
         adopted, _ = server.adopt(self._parcels, sys.maxsize)
         self._ready(adopted)
         server.run()
@@ -199,6 +201,7 @@ class _Service:
             self._renewal,
             parcels=bool(self._parcels),
         )
+        self._log_start()
         channel = first.run()
         if channel is None:
             return first.handed_over
