@@ -36,7 +36,7 @@ TIMEOUT = 600
 """Seconds for the whole life of a container; of another machine, times its patience."""
 
 _INCLUDED = (
-    "acl,caddy,execline,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
+    "acl,caddy,execline,needrestart,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
     "python3-pytest-timeout,s6,systemd,systemd-sysv,util-linux,xz-utils"
 )
 
