@@ -110,7 +110,7 @@ def test_nginx_accepts_the_servers_with_certificates_by_http(tmp_path: pathlib.P
 def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
     """It can't just test a configuration: it is started, on a port of our own."""
     program = need("sniproxy", "sniproxy")
-    (before,) = blocks("From dlundquist's sniproxy")
+    before, _ = blocks("From dlundquist's sniproxy")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     text, listens = re.subn(r"listener 443", f"listener 127.0.0.1:{port}", before)
