@@ -22,8 +22,9 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 INSIDE = pathlib.Path(__file__).parent / "inside"
 
 BOOTS = (
-    ("test_takeover.py",),
+    ("test_takeover.py", "test_before_the_power_cut.py"),
     (
+        "test_after_the_power_cut.py",
         "test_systemd.py",
         "test_users.py",
         "test_variants.py",
