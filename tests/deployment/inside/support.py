@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-import manual
-
 HERE = pathlib.Path(__file__).parent
 HOSTS = pathlib.Path("/srv/sniproxy")
 EXECUTABLE = pathlib.Path("/usr/bin/sniproxy")
@@ -223,11 +221,6 @@ def clear_hosts() -> None:
             path.unlink()
         elif "." in path.name or path.name == "sniproxy":
             shutil.rmtree(path)
-
-
-def documented(heading: str) -> list[str]:
-    """Give the blocks below a heading of the operations manual."""
-    return [one.text for one in manual.blocks("operations.md") if one.heading == heading]
 
 
 def follow(commands: str, folder: pathlib.Path = HERE) -> str:

@@ -8,13 +8,13 @@ import re
 import shutil
 from collections.abc import Callable
 
+from manual import block
 from support import (
     BLOG,
     HERE,
     HOSTS,
     Backend,
     ask,
-    documented,
     eventually,
     fails,
     follow,
@@ -79,7 +79,7 @@ def test_purging_it_keeps_the_hosts() -> None:
 def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
     (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
     folder = archive.name.removesuffix(".tar.xz")
-    (commands,) = documented("From an archive")
+    commands = block("operations.md", "From an archive")
     commands, count = re.subn(r"sniproxy-[\d.]+-\w+-linux", folder, commands)
     assert count == 2
     follow(commands)
