@@ -27,7 +27,7 @@ _PIECE = re.compile(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-    """A block: under which heading, the how-manieth there (from 0), and its lines."""
+    """A block: under which heading, its number there (from 0), and its lines."""
 
     heading: str
     number: int
@@ -49,7 +49,7 @@ def blocks(document: str) -> list[Block]:
         elif piece["language"] != "text":
             lines = textwrap.dedent(piece["fenced"] or piece["indented"]).strip("\n") + "\n"
             found.append(Block(heading, number, lines, BY_HAND in above))
-            number += 1
+            number, above = number + 1, ""
     return found
 
 
