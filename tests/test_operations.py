@@ -1,19 +1,26 @@
-"""The operations manual: the configurations of other programs in it are ones that these accept.
+"""The operations manual and README: each block in them is used by a test, or by a person's hand.
 
-What it says to type is typed by the deployment tests.
+What they say to type is typed by the deployment tests. Here, the configurations of other programs
+are ones that these accept, and what README repeats of our own files is in them.
 """
 
+import ast
+import os
 import pathlib
 import re
 import shutil
 import socket
 import subprocess
-import textwrap
+import sys
+from collections.abc import Iterator
 
 import pytest
 import trustme
 
-MANUAL = pathlib.Path(__file__).parent.parent / "docs" / "operations.md"
+from tests.deployment.inside import manual
+from tests.deployment.inside.manual import block
+
+ROOT = pathlib.Path(__file__).parents[1]
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 TIMEOUT = 60
 
@@ -29,15 +36,70 @@ def need(program: str, package: str) -> str:
 
 
 def section(heading: str) -> str:
-    pattern = rf"^#+ {heading}\n(.*?)(?=^#|\Z)"
-    (text,) = re.findall(pattern, MANUAL.read_text(), re.MULTILINE | re.DOTALL)
-    return text
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (found,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert isinstance(found, str)
+    return found
 
 
-def blocks(heading: str) -> list[str]:
-    """Give the indented blocks below a heading."""
-    found = re.findall(r"(?:^    .*\n|^\n(?=    ))+", section(heading), re.MULTILINE)
-    return [textwrap.dedent(block).lstrip("\n") for block in found]
+def uses() -> Iterator[tuple[object, ...]]:
+    """Find what blocks the tests take: document, heading and number, where these are literals."""
+    for file in (ROOT / "tests").rglob("*.py"):
+        for function in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(function, ast.FunctionDef) or not runs(function):
+                continue
+            for call in ast.walk(function):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "block":
+                    said = [one.value for one in call.args if isinstance(one, ast.Constant)]
+                    yield (*said, 0) if len(said) == 2 else tuple(said)
+
+
+def runs(function: ast.FunctionDef) -> bool:
+    """Tell whether pytest calls a function: a test or a fixture."""
+    marks = [ast.unparse(mark) for mark in function.decorator_list]
+    return function.name.startswith("test_") or any("pytest.fixture" in mark for mark in marks)
+
+
+def steps() -> set[str]:
+    """Name the commands of the run of everything, without the variables of make."""
+    found = re.findall(r"^step \S+ (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    return {re.sub(r" \w+=\S+", "", command) for command in found}
+
+
+@pytest.mark.parametrize("document", ["README.md", "operations.md"])
+def test_every_block_is_used_by_a_test_or_marked(document: str) -> None:
+    used = set(uses())
+    blocks = manual.blocks(document)
+    assert len(blocks) > 10
+    assert len({(one.heading, one.number) for one in blocks}) == len(blocks)
+    for one in blocks:
+        by_run = {line.partition("#")[0].strip() for line in one.text.splitlines()} <= steps()
+        by_test = (document, one.heading, one.number) in used
+        where = f"{document}, {one.heading!r}, block {one.number}"
+        assert by_test or by_run or one.by_hand, f"{where}: no test uses it:\n{one.text}"
+        assert not (by_test and one.by_hand), f"{where} is not done by hand only"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Do:\n\n    true\n",
+        "Do:\n\n\ttrue\n",
+        "Do:\n```\ntrue\n```\n",
+        "Do:\n\n```sh\ntrue\n```\n",
+        "Do:\n\n~~~ sh\ntrue\n~~~\n",
+        "- Do:\n\n      true\n",
+        "- Do:\n\n  ```console\n  true\n  ```\n",
+    ],
+)
+def test_a_block_is_found_however_it_is_written(
+    text: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manual, "PLACES", [tmp_path])
+    for words, by_hand in (("Do", False), ("Do (*by hand*)", True)):
+        page = f"# A\n\nWords.\n\n{text.replace('Do', words)}\nMore.\n\n## B\n\nWords.\n"
+        (tmp_path / "a.md").write_text(page)
+        assert manual.blocks("a.md") == [manual.Block("A", 0, "true\n", by_hand)]
 
 
 def accepted(*command: str | pathlib.Path) -> None:
@@ -81,9 +143,8 @@ def nginx_accepts(text: str, kind: str, folder: pathlib.Path) -> None:
 
 def test_haproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
     program = need("haproxy", "haproxy")
-    before, _ = blocks("From HAProxy")
     configuration = tmp_path / "haproxy.cfg"
-    configuration.write_text(before)
+    configuration.write_text(block("operations.md", "From HAProxy", 0))
     accepted(program, "-c", "-q", "-f", configuration)
 
 
@@ -97,20 +158,19 @@ def test_haproxy_accepts_how_it_is_kept_behind(tmp_path: pathlib.Path) -> None:
 
 
 def test_nginx_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
-    (before,) = blocks("From nginx")
-    nginx_accepts(before, "stream", tmp_path)
+    nginx_accepts(block("operations.md", "From nginx"), "stream", tmp_path)
 
 
 def test_nginx_accepts_the_servers_with_certificates_by_http(tmp_path: pathlib.Path) -> None:
-    text = "".join(blocks("Certificates by http-01"))
-    plain, tls = re.findall(r"^server \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)
+    plain = block("operations.md", "Certificates by http-01", 1)
+    tls = block("operations.md", "Certificates by http-01", 3)
     nginx_accepts(plain + tls, "http", tmp_path)
 
 
 def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
     """It can't just test a configuration: it is started, on a port of our own."""
     program = need("sniproxy", "sniproxy")
-    (before,) = blocks("From dlundquist's sniproxy")
+    before = block("operations.md", "From dlundquist's sniproxy", 0)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     text, listens = re.subn(r"listener 443", f"listener 127.0.0.1:{port}", before)
@@ -138,8 +198,63 @@ def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -
 
 def test_from_nothing_takes_as_many_commands_as_it_says() -> None:
     heading = "From nothing to a served name"
-    text = "".join(blocks(heading))
+    text = "".join(one.text for one in manual.blocks("operations.md") if one.heading == heading)
     text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     commands = [line for line in re.split(r"\n|&&|;|\|", text) if line.strip()]
     (said,) = re.findall(r"It takes (\w+) commands", section(heading))
     assert said == NUMBERS[len(commands)]
+
+
+def test_readme_shows_the_unit_as_it_is() -> None:
+    unit = (ROOT / "chroot" / "sniproxy.service").read_text().splitlines()
+    assert set(block("README.md", "Deploy it", 4).splitlines()) <= set(unit)
+
+
+def test_readme_shows_inetd_s_line_and_s6_s_script_as_they_are() -> None:
+    assert block("README.md", "Deploy it", 5) in (ROOT / "chroot" / "inetd.conf").read_text()
+    script = (ROOT / "chroot" / "s6" / "sniproxy-listen" / "run").read_text()
+    first, comment, rest = script.split("\n", 2)
+    assert comment.startswith("# ")
+    assert block("README.md", "Deploy it", 6) == f"{first}\n{rest}"
+
+
+def test_what_readme_says_to_run_serves(tmp_path: pathlib.Path) -> None:
+    source = tmp_path / "source"
+    for name in ("sniproxy", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        (source / name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    commands = block("README.md", "Run it")
+    assert commands.count("127.0.0.1:8443") == 1
+    # The last command, which is the proxy, takes the shell's place so that it can be stopped.
+    commands = commands.replace(
+        "&& sniproxy-listen 127.0.0.1:8443", f"&& exec sniproxy-listen {address}"
+    )
+    path = f"{pathlib.Path(sys.base_prefix) / 'bin'}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["sh", "-euc", commands],
+        cwd=source,
+        env=os.environ | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    told = []
+    try:
+        for line in process.stdout:
+            told.append(line)
+            if "event=start" in line:
+                break
+        else:
+            pytest.fail("".join(told))
+        assert (source / "hosts" / "blog.example").is_dir()
+        host, _, port = address.partition(":")
+        with socket.create_connection((host, int(port)), TIMEOUT) as client:
+            client.sendall(b"no hello")
+            assert client.recv(1) == b"\x15"
+    finally:
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)

@@ -1,8 +1,9 @@
 """A Debian with systemd, booted, that runs the tests of ``inside`` and reports.
 
 mmdebstrap makes the root; systemd-nspawn boots it in a network of its own or, where that can't be,
-QEMU does with Debian's kernel and the root on a disk. One unit runs pytest and then turns the
-machine off; what it reports is JUnit's XML, read here.
+QEMU does with Debian's kernel and the root on a disk. It boots twice, and the first boot ends as by
+a power cut. In each a unit runs pytest and then ends the machine; what it reports is JUnit's XML,
+read here.
 """
 
 import dataclasses
@@ -20,39 +21,68 @@ import trustme
 REPOSITORY = pathlib.Path(__file__).parents[2]
 INSIDE = pathlib.Path(__file__).parent / "inside"
 
-FILES = (
-    "test_systemd.py",
-    "test_users.py",
-    "test_variants.py",
-    "test_operations.py",
-    "test_package.py",
-    "test_inetd.py",
-    "test_s6.py",
-    "test_end.py",
+BOOTS = (
+    ("test_takeover.py", "test_before_the_power_cut.py"),
+    (
+        "test_after_the_power_cut.py",
+        "test_systemd.py",
+        "test_users.py",
+        "test_variants.py",
+        "test_operations.py",
+        "test_package.py",
+        "test_inetd.py",
+        "test_s6.py",
+        "test_end.py",
+    ),
 )
-"""The order in which they run: the last one removes the package, and installs the archive."""
+"""The files of each boot, in order: the last one removes the package, and installs the archive."""
+
+FILES = tuple(file for files in BOOTS for file in files)
 
 TIMEOUT = 600
-"""Seconds for the whole life of a container; of another machine, times its patience."""
+"""Seconds for each boot of a container; of another machine, times its patience."""
 
 _INCLUDED = (
-    "acl,caddy,execline,netbase,openbsd-inetd,passwd,pebble,procps,python3,python3-pytest,"
-    "python3-pytest-timeout,s6,systemd,systemd-sysv,util-linux,xz-utils"
+    "acl,apt,caddy,execline,iproute2,logrotate,needrestart,netbase,nginx-light,openbsd-inetd,passwd,"
+    "pebble,procps,python3,python3-pytest,python3-pytest-timeout,s6,sniproxy,systemd,systemd-sysv,"
+    "util-linux,xz-utils"
 )
+"""The other program of our name too: ours takes its place."""
 
 _UNIT = """\
 [Unit]
-Description=the tests
+Description=the tests of a boot
+ConditionPathExists=!/opt/inside/{report}
+{condition}
 
 [Service]
 Type=oneshot
 WorkingDirectory=/opt/inside
 Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATIENCE={patience}
 ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout={timeout} \\
-  --junitxml=report.xml {files}
-ExecStopPost=systemctl poweroff --force
-StandardOutput=file:/opt/inside/output
+  --junitxml={report} {files}
+ExecStopPost=systemctl poweroff {force}
+StandardOutput=append:/opt/inside/output
 StandardError=inherit
+"""
+
+_OTHER_SNIPROXY = (
+    'systemctl --quiet --root="$1" enable sniproxy.service && '
+    'mkdir "$1/opt/other" && cd "$1/opt/other" && export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" && '
+    "apt-get -qq download sniproxy"
+)
+"""Has the other program start at the boot, and brings its package for the way back; run by
+mmdebstrap on the root."""
+
+_OTHER_CONFIGURATION = """\
+user daemon
+listener 443 {
+    proto tls
+    table hosts
+}
+table hosts {
+    other.example unix:/run/other.sock
+}
 """
 
 _KERNEL = (
@@ -85,7 +115,8 @@ class Machine:
     """A way to boot a root.
 
     ``patience`` is how many times longer than in a container everything may take; ``hooks`` are
-    mmdebstrap's; ``run`` boots until the tests have ended and gives what came on the console.
+    mmdebstrap's; ``run`` boots as often as there are tests for, until they have ended, and gives
+    what came on the console.
     """
 
     patience: int
@@ -147,25 +178,43 @@ def boot(
     _make_root(release, root, machine.hooks)
     inside = root / "opt" / "inside"
     shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "docs" / "operations.md", inside)
+    for document in ("docs/operations.md", "README.md"):
+        shutil.copy(REPOSITORY / document, inside)
     for name, file in brought.items():
         shutil.copyfile(file, inside / name)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(inside / "ca.pem"))
-    certificate = authority.issue_cert("*.promise.example", "localhost")
+    certificate = authority.issue_cert("*.promise.example", "shop.example", "localhost")
     certificate.private_key_and_cert_chain_pem.write_to_path(str(inside / "server.pem"))
+    (root / "etc" / "sniproxy.conf").write_text(_OTHER_CONFIGURATION)
     units = root / "etc" / "systemd" / "system"
     patience = machine.patience
-    unit = _UNIT.format(files=" ".join(FILES), patience=patience, timeout=90 * patience)
-    (units / "tests.service").write_text(unit)
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
-    (units / "multi-user.target.wants" / "tests.service").symlink_to("../tests.service")
+    condition = ""
+    for boot_number, files in enumerate(BOOTS):
+        last = files is BOOTS[-1]
+        name, report = f"tests-{boot_number}.service", f"report-{boot_number}.xml"
+        unit = _UNIT.format(
+            files=" ".join(files),
+            report=report,
+            condition=condition,
+            # Twice, nothing is stopped first.
+            force="--force" if last else "--force --force",
+            patience=patience,
+            timeout=90 * patience,
+        )
+        (units / name).write_text(unit)
+        (units / "multi-user.target.wants" / name).symlink_to(f"../{name}")
+        condition = f"ConditionPathExists=/opt/inside/{report}"
     (units / "inetd.service").symlink_to("/dev/null")
 
     console = machine.run(root, TIMEOUT * patience)
     output = inside / "output"
     text = console + (output.read_text() if output.exists() else "")
-    return Report(_outcomes(inside / "report.xml"), text)
+    outcomes: dict[str, str] = {}
+    for report in sorted(inside.glob("report-*.xml")):
+        outcomes |= _outcomes(report)
+    return Report(outcomes, text)
 
 
 def _make_root(release: str, root: pathlib.Path, hooks: tuple[str, ...]) -> None:
@@ -179,6 +228,7 @@ def _make_root(release: str, root: pathlib.Path, hooks: tuple[str, ...]) -> None
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             f"--include={_INCLUDED}",
             '--customize-hook=for user in alice bob; do chroot "$1" useradd -m $user; done',
+            f"--customize-hook={_OTHER_SNIPROXY}",
             *(f"--customize-hook={hook}" for hook in hooks),
             release,
             str(root),
@@ -205,12 +255,10 @@ def _run_container(root: pathlib.Path, seconds: int) -> str:
         "--link-journal=no",
         "--resolv-conf=off",
     ]
+    # The container takes over the control group that it is started in.
+    entered = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', f"{cgroup}/cgroup.procs", *command]
     try:
-        # The container takes over the control group that it is started in.
-        return _console(
-            ["sh", "-c", 'echo $$ > "$0" && exec "$@"', f"{cgroup}/cgroup.procs", *command],
-            seconds,
-        )
+        return "".join(_console(entered, seconds) for _ in BOOTS)
     finally:
         _remove(cgroup)
 
@@ -228,7 +276,7 @@ def _run_emulator(root: pathlib.Path, seconds: int) -> str:
         *("-drive", f"file={disk},format=raw,if=none,id=root,cache=unsafe"),
         *("-device", "nvme,drive=root,serial=root"),
     ]
-    console = _console(command, seconds)
+    console = "".join(_console(command, seconds) for _ in BOOTS)
     # What the tests have written is put where a container would have left it.
     shutil.rmtree(root / "opt" / "inside")
     dump = ["debugfs", "-R", f'rdump /opt/inside "{root}/opt"', disk]
@@ -282,8 +330,6 @@ def _own_cgroup() -> pathlib.Path:
 
 
 def _outcomes(report: pathlib.Path) -> dict[str, str]:
-    if not report.exists():
-        return {}
     outcomes = {}
     for case in ElementTree.parse(report).iter("testcase"):
         wrong = [child for child in case if child.tag in {"failure", "error", "skipped"}]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.deployment.conftest import RELEASES
-from tests.deployment.machine import FILES, INSIDE, MACHINES, TIMEOUT, Report
+from tests.deployment.machine import BOOTS, FILES, INSIDE, MACHINES, TIMEOUT, Report
 
 
 def promises() -> list[str]:
@@ -23,7 +23,7 @@ def test_no_file_is_left_out() -> None:
     assert sorted(FILES) == sorted(path.name for path in INSIDE.glob("test_*.py"))
 
 
-@pytest.mark.timeout(TIMEOUT * max(one.patience for one in MACHINES.values()) + 300)
+@pytest.mark.timeout(TIMEOUT * len(BOOTS) * max(one.patience for one in MACHINES.values()) + 300)
 @pytest.mark.parametrize("promise", promises())
 @pytest.mark.parametrize("release", RELEASES)
 def test_promise(report_of: Callable[[str], Report], release: str, promise: str) -> None:

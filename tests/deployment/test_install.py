@@ -15,6 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from launcher.chain.components import Component
+from tests.deployment.inside.manual import block
 from tests.deployment.machine import REPOSITORY
 from tests.end_to_end.harness import Backend, read_all
 from tests.hello import hello
@@ -114,6 +115,13 @@ def test_install_and_uninstall(
     done = install(destination, prefix, remove=True)
     assert done.returncode == 0, done.stderr
     assert files(installed) == {"bin/other"}
+
+
+def test_what_readme_says_installs(executable: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    commands = f"cd '{REPOSITORY}'\n" + block("README.md", "Deploy it", 2)
+    done = run("sh", "-euc", commands, DESTDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "usr/local/bin/sniproxy").read_bytes() == executable.read_bytes()
 
 
 @pytest.mark.parametrize("prefix", ["/opt/sni proxy", "/opt/a&b", "/opt/a#b", "/opt/50%", "usr"])

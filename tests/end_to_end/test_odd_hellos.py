@@ -16,6 +16,7 @@ from tests.end_to_end.harness import Backend, Proxy, read_exactly
 from tests.hello import extension, message, records, server_name
 
 SERVER_NAME, SUPPORTED_VERSIONS, SESSION_TICKET, PADDING = 0, 43, 35, 21
+SUPPORTED_GROUPS, KEY_SHARE = 10, 51
 HANDSHAKE, ALERT, SERVER_HELLO = 22, 21, 2
 ILLEGAL_PARAMETER, DECODE_ERROR, UNRECOGNIZED_NAME = 47, 50, 112
 HOST = "odd.example"
@@ -195,6 +196,44 @@ def test_legal(answered: Callable[[bytes], Answer], wire: bytes) -> None:
     answer = answered(wire)
     assert (answer.wire[0], answer.wire[5]) == (HANDSHAKE, SERVER_HELLO)
     assert answer.names == [HOST]
+
+
+@pytest.mark.parametrize("workers", ["1"], indirect=True)
+def test_a_second_hello_is_not_read(
+    proxy: Proxy, backend_of: Callable[..., Backend], context: ssl.SSLContext
+) -> None:
+    """Asked for another key (HelloRetryRequest), a client may name whom it likes: it stays where
+    its first hello has led, and OpenSSL believes the second."""
+    other = "other.example"
+    backend, spared = backend_of(proxy.directory(HOST)), backend_of(proxy.directory(other))
+    x25519 = extension(SUPPORTED_GROUPS, bytes.fromhex("0002 001d"))
+    given = rest(SUPPORTED_GROUPS, KEY_SHARE) + x25519
+    share = bytes.fromhex("0024 001d 0020") + b"\x09".ljust(32, b"\0")
+    names: list[str | None] = []
+    context.sni_callback = lambda _, name, __: names.append(name)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(incoming, outgoing, server_side=True)
+    with proxy.connect() as client:
+        stream = None
+        for name, key in ((HOST, b"\0\0"), (other, share)):
+            entry = server_name((0, name.encode()))
+            wire = records(message(entry + given + extension(KEY_SHARE, key)))
+            client.sendall(wire)
+            stream = stream or backend.accept()
+            incoming.write(read_exactly(stream, len(wire)))
+            with pytest.raises(ssl.SSLWantReadError):
+                server.do_handshake()
+            answer = outgoing.read()
+            assert (answer[0], answer[5]) == (HANDSHAKE, SERVER_HELLO)
+            stream.sendall(answer)
+            assert read_exactly(client, len(answer)) == answer
+        assert stream is not None
+        stream.close()
+    assert names[0] == HOST
+    assert names[-1] == other
+    spared.listening.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        spared.accept()
 
 
 @pytest.mark.parametrize("workers", ["1"], indirect=True)

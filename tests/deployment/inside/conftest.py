@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import DROP_INS, HERE, HOSTS, Backend, run
+from support import DROP_INS, HERE, HOSTS, Backend, clear_hosts, run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,12 +18,7 @@ def package() -> None:
 def hosts() -> Iterator[pathlib.Path]:
     """A hosts directory without hosts, as it was installed."""
     yield HOSTS
-    HOSTS.chmod(0o755)
-    for path in HOSTS.iterdir():
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif "." in path.name or path.name == "sniproxy":
-            shutil.rmtree(path)
+    clear_hosts()
 
 
 @pytest.fixture

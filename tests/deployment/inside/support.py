@@ -2,11 +2,10 @@
 
 import os
 import pathlib
-import re
+import shutil
 import socket
 import ssl
 import subprocess
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -94,10 +93,14 @@ class Client:
             stream.close()
             raise
 
-    def fetch(self, path: str) -> bytes:
+    def answer(self, path: str) -> bytes:
         """Ask a web server for a page, on the last connection that this is used for."""
         self._stream.sendall(f"GET {path} HTTP/1.0\r\nHost: {self._name}\r\n\r\n".encode())
-        return b"".join(iter(lambda: self._stream.recv(10000), b"")).partition(b"\r\n\r\n")[2]
+        return b"".join(iter(lambda: self._stream.recv(10000), b""))
+
+    def fetch(self, path: str) -> bytes:
+        """Give the page itself of an answer."""
+        return self.answer(path).partition(b"\r\n\r\n")[2]
 
     def ask(self) -> str:
         """Send a line; give the title that comes back, "" at the end of the stream."""
@@ -210,17 +213,19 @@ def make_host(name: str, *options: str) -> pathlib.Path:
     return path
 
 
-def documented(heading: str) -> list[str]:
-    """Give the indented blocks below a heading of the operations manual."""
-    manual = (HERE / "operations.md").read_text()
-    (section,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", manual, re.MULTILINE | re.DOTALL)
-    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, re.MULTILINE)
-    return [textwrap.dedent(block).lstrip("\n") for block in blocks]
+def clear_hosts() -> None:
+    """Leave the hosts directory as it was installed."""
+    HOSTS.chmod(0o755)
+    for path in HOSTS.iterdir():
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif "." in path.name or path.name == "sniproxy":
+            shutil.rmtree(path)
 
 
-def follow(commands: str) -> str:
+def follow(commands: str, folder: pathlib.Path = HERE) -> str:
     """Do what the manual says, all of it; give what was printed."""
-    return run("sh", "-euc", commands)
+    return run("sh", "-euc", f"cd {folder}\n{commands}")
 
 
 def listening_inodes() -> list[str]:

@@ -8,13 +8,13 @@ import re
 import shutil
 from collections.abc import Callable
 
+from manual import block
 from support import (
     BLOG,
     HERE,
     HOSTS,
     Backend,
     ask,
-    documented,
     eventually,
     fails,
     follow,
@@ -79,11 +79,12 @@ def test_purging_it_keeps_the_hosts() -> None:
 def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
     (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
     folder = archive.name.removesuffix(".tar.xz")
-    (commands,) = documented("From an archive")
-    commands, count = re.subn(r"sniproxy-[\d.]+-\w+-linux", folder, commands)
-    assert count == 2
-    follow(commands)
-    run("systemctl", "start", "sniproxy.socket")
+    (shown,) = re.findall(r"^tar -xf (\S+)\.tar", block("operations.md", "From an archive"))
+    follow(block("operations.md", "From an archive").replace(shown, folder))
+    assert pathlib.Path("/usr/local/bin/sniproxy").exists()
+    follow(block("README.md", "Deploy it", 0).replace(shown, folder))
+    follow(block("README.md", "Deploy it", 3))
+    assert run("systemctl", "is-enabled", "sniproxy-stale.service").strip() == "enabled"
     backend_at(make_host(BLOG) / "tls-socket", "the blog")
     assert ask(BLOG) == "the blog"
     assert BLOG in run("/usr/local/bin/sniproxy-check", "--user", "sniproxy", HOSTS)

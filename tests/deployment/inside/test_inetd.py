@@ -7,7 +7,22 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import BLOG, EXAMPLES, Backend, Client, Load, ask, eventually, journal, make_host, run
+from manual import block
+from support import (
+    BLOG,
+    DROP_INS,
+    EXAMPLES,
+    Backend,
+    Client,
+    Load,
+    ask,
+    eventually,
+    follow,
+    journal,
+    listening_inodes,
+    make_host,
+    run,
+)
 
 Start = Callable[..., Backend]
 
@@ -63,3 +78,33 @@ def test_the_log_goes_to_syslog(inetd: subprocess.Popen[bytes]) -> None:
     pids = proxies(inetd)
     logged = journal("--identifier=sniproxy", "--priority=6..6", *(f"_PID={pid}" for pid in pids))
     assert "event=start" in logged
+
+
+@pytest.fixture
+def unit(hosts: pathlib.Path, backend_at: Start) -> Iterator[None]:
+    """Run inetd as Debian's unit does, with the documented lines."""
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    mask, configuration = DROP_INS / "inetd.service", pathlib.Path("/etc/inetd.conf")
+    before = configuration.read_text()
+    mask.unlink()
+    configuration.write_text((EXAMPLES / "inetd.conf").read_text())
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "inetd")
+    eventually("inetd listens", lambda: listens("127.0.0.1") and listens("::1"))
+    yield
+    run("systemctl", "stop", "inetd")
+    run("pkill", "-INT", "--exact", "sniproxy", check=False)
+    eventually("nothing listens", lambda: not listening_inodes())
+    configuration.write_text(before)
+    mask.symlink_to("/dev/null")
+    run("systemctl", "daemon-reload")
+
+
+def test_inetd_itself_is_restarted_as_the_manual_says(unit: None) -> None:
+    with Client(BLOG) as client:
+        assert client.ask() == "the blog"
+    before = listening_inodes()
+    follow(block("operations.md", "Restarts and upgrades"))
+    eventually("inetd listens", lambda: listens("127.0.0.1") and listens("::1"))
+    assert set(before).isdisjoint(listening_inodes())
+    assert (ask(BLOG, "127.0.0.1"), ask(BLOG, "::1")) == ("the blog", "the blog")

@@ -1,24 +1,35 @@
 """The operations manual: what it says to type is typed here. (Users and addresses: elsewhere.)"""
 
+import contextlib
+import functools
 import pathlib
+import re
+import resource
+import shutil
 import socket
+import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from backend import serve, server_context
+from manual import block
 from support import (
+    BLOG,
     DROP_INS,
+    EXECUTABLE,
     HERE,
     HOSTS,
     SHOP,
+    TIMEOUT,
+    Backend,
     Client,
     ask,
-    documented,
     eventually,
     follow,
     journal,
+    main_pid,
     make_host,
     run,
     shown,
@@ -58,42 +69,199 @@ def answers() -> bool:
     return True
 
 
-def test_from_nothing_to_a_served_name(authority: None, proxy: None) -> None:
+def test_from_nothing_to_a_served_name(
+    authority: None, proxy: None, tmp_path: pathlib.Path
+) -> None:
+    """nginx has port 80 meanwhile, as where certificates come by http-01."""
+    assert shown("ActiveState", "nginx.service") == "active"
     run("systemctl", "disable", "--now", "sniproxy.socket")
-    _, commands = documented("From nothing to a served name")
+    shutil.copy(HERE / "old.deb", tmp_path / "sniproxy_1.deb")
+    follow(block("operations.md", "From nothing to a served name", 0), tmp_path)
     told = f"https_port 8443\n\tacme_ca {ACME}\n\tacme_ca_root {HERE}/ca.pem\n"
     try:
+        commands = block("operations.md", "From nothing to a served name", 1)
         output = follow(commands.replace("https_port 8443\n", told))
         assert "ok   blog.example  accepts as caddy" in output
         eventually("a certificate", lambda: "certificate obtained" in journal("-u", "caddy"))
         with Client("blog.example", trusted="root.pem") as client:
-            assert client.fetch("/") == b"Hello"
+            head, _, page = client.answer("/").partition(b"\r\n\r\n")
+        assert page == b"Hello"
+        assert b"alt-svc" not in head.lower()
     finally:
         run("systemctl", "stop", "caddy")
 
 
-def test_a_backend_on_tcp(proxy: None) -> None:
-    (commands,) = documented("Backends that listen on TCP only")
+@pytest.fixture
+def forwarder(proxy: None) -> Iterator[socket.socket]:
+    """Give the server of a host behind the documented forwarder."""
     make_host(SHOP)
+    with socket.create_server(("127.0.0.1", 8444), backlog=4096) as listening:
+        listening.settimeout(TIMEOUT)
+        follow(block("operations.md", "Backends that listen on TCP only"))
+        yield listening
+    run("systemctl", "disable", "--now", "shop.socket", "shop.service")
+    for name in ("shop.socket", "shop.service"):
+        (DROP_INS / name).unlink()
+
+
+def test_a_backend_on_tcp(forwarder: socket.socket) -> None:
     context = server_context()
 
-    def accept(listening: socket.socket) -> None:
-        for _ in range(3):
-            stream, _ = listening.accept()
+    def accept() -> None:
+        for _ in range(4):
+            stream, _ = forwarder.accept()
             serve(stream, b"the shop", context)
 
-    with socket.create_server(("127.0.0.1", 8444)) as listening:
-        thread = threading.Thread(target=accept, args=(listening,))
-        thread.start()
+    thread = threading.Thread(target=accept)
+    thread.start()
+    assert [ask(SHOP) for _ in range(3)] == ["the shop"] * 3
+    assert "ok" in run("sniproxy-check", "--user", "sniproxy", HOSTS)
+    thread.join()
+    pid = shown("MainPID", "shop.service")
+    assert run("stat", "--format=%u", f"/proc/{pid}").strip() != "0"
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """Let this process have many."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def first_message(name: str) -> bytes:
+    """Give the first message that a TLS client sends."""
+    outgoing = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def test_two_thousand_connections_through_the_forwarder(
+    forwarder: socket.socket, descriptors: None
+) -> None:
+    """All at the same time, each answered by the server when all are there."""
+    message = first_message(SHOP)
+    with contextlib.ExitStack() as stack:
+        clients, served = [], []
+        for _ in range(2000):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", 443), TIMEOUT))
+            client.sendall(message)
+            stream = stack.enter_context(forwarder.accept()[0])
+            stream.settimeout(TIMEOUT)
+            clients.append(client)
+            served.append(stream)
+        for stream in served:
+            assert stream.recv(len(message), socket.MSG_WAITALL) == message
+            stream.sendall(b"!")
+        assert {client.recv(10) for client in clients} == {b"!"}
+
+
+def test_another_port_first(proxy: None, backend_at: Callable[..., Backend]) -> None:
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    run("systemctl", "disable", "--now", "sniproxy.socket")
+    with socket.create_server(("::", 443), family=socket.AF_INET6, dualstack_ipv6=True):
+        follow(block("operations.md", "Moving here", 0))
+        with Client(BLOG, port=4443) as client:
+            assert client.ask() == "the blog"
+    follow(block("operations.md", "Moving here", 1))
+    assert ask(BLOG) == "the blog"
+    with pytest.raises(ConnectionRefusedError):
+        Client(BLOG, port=4443)
+
+
+def test_a_host_that_comes_from_haproxy(
+    proxy: None, hosts: pathlib.Path, backend_at: Callable[..., Backend]
+) -> None:
+    commands = block("operations.md", "From HAProxy", 1)
+    follow(commands.replace("-o blog ", "-o alice ").replace("blog.example", BLOG))
+    assert (hosts / BLOG / "send-proxy-v2").exists()
+    assert (hosts / f"www.{BLOG}" / "send-proxy-v2").exists()
+
+
+def memory(pid: int) -> int:
+    """Give the bytes that a process and its children have for themselves."""
+    pids = pid, *run("pgrep", "--parent", str(pid), check=False).split()
+    texts = [pathlib.Path(f"/proc/{one}/smaps_rollup").read_text() for one in pids]
+    return sum(1024 * int(kb) for kb in re.findall(r"^Pss: +(\d+)", "".join(texts), re.MULTILINE))
+
+
+def flood(stream: socket.socket) -> None:
+    """Write until nothing more is taken."""
+    stream.setblocking(False)
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        while True:
+            stream.send(bytes(1 << 20))
+
+
+def test_limits_of_descriptors_and_memory(
+    proxy: None, backend_at: Callable[..., Backend], descriptors: None
+) -> None:
+    """Clients and a backend that send all they can and read nothing, more than there may be."""
+    limit, commands = 100, block("operations.md", "Growing")
+    follow(commands.replace("LimitNOFILE=2000", f"LimitNOFILE={limit}").replace("=6G", "=400M"))
+    assert shown("MemoryHigh") == str(400 << 20)
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    assert ask(BLOG) == "the blog"
+    started = f"_SYSTEMD_INVOCATION_ID={shown('InvocationID')}"
+    eventually("the line", lambda: f"descriptors={limit}" in journal(started))
+    pid = main_pid()
+    before = memory(pid)
+    workers = len(run("pgrep", "--parent", str(pid)).split())
+    assert workers == 2
+    message = first_message(SHOP)
+    with contextlib.ExitStack() as stack:
+        backend = stack.enter_context(socket.socket(socket.AF_UNIX))
+        backend.bind(str(make_host(SHOP) / "tls-socket"))
+        (HOSTS / SHOP / "tls-socket").chmod(0o666)
+        backend.listen(4096)
+        backend.setblocking(False)
+        streams = []
+        for _ in range(limit * workers):
+            stream = socket.create_connection(("127.0.0.1", 443), TIMEOUT)
+            streams.append(stack.enter_context(stream))
+            stream.sendall(message)
+            flood(stream)
+            with contextlib.suppress(BlockingIOError):
+                streams.append(stack.enter_context(backend.accept()[0]))
+        for stream in streams * 3:
+            flood(stream)
+        assert memory(pid) - before < workers * limit << 20
+    eventually("the port is free for others", lambda: served(BLOG))
+    assert main_pid() == pid
+
+
+def served(name: str) -> bool:
+    try:
+        return ask(name) == "the blog"
+    except OSError:
+        return False
+
+
+def test_a_hosts_directory_without_room_or_rights_is_told(proxy: None) -> None:
+    """What the table of symptoms says, and that it is over when there is room again."""
+    manual = (HERE / "operations.md").read_text()
+    size = f"size={2 * EXECUTABLE.stat().st_size}"
+    for option, symptom in (
+        ("size=64k", r"No space left on device"),
+        (f"{size},ro", r"Read-only file system"),
+        (f"{size},mode=700", r"status=200/CHDIR|status=6/ABRT"),
+    ):
+        run("mount", "-t", "tmpfs", "-o", f"mode=755,{option}", "none", HOSTS)
         try:
-            follow(commands)
-            assert [ask(SHOP) for _ in range(3)] == ["the shop"] * 3
-            assert "ok" in run("sniproxy-check", "--user", "sniproxy", HOSTS)
+            last = journal("-u", "sniproxy", "-n", "1", "--show-cursor").rpartition("cursor: ")[2]
+            log = functools.partial(journal, "-u", "sniproxy", f"--after-cursor={last.strip()}")
+            run("systemctl", "start", "--no-block", "sniproxy.service")
+            eventually(symptom, lambda s=symptom, log=log: re.search(s, log()))
+            assert re.search(symptom, log())[0] in manual
+            run("mount", "-o", f"remount,rw,mode=755,{size}", HOSTS)
+            run("chmod", "755", HOSTS)
+            eventually("it runs", lambda: shown("SubState") == "running")
         finally:
-            run("systemctl", "disable", "--now", "shop.socket", "shop.service")
-            for name in ("shop.socket", "shop.service"):
-                (DROP_INS / name).unlink()
-            thread.join()
+            run("systemctl", "stop", "sniproxy.service")
+            run("umount", HOSTS)
 
 
 def test_totals_by_signal(proxy: None) -> None:

@@ -62,3 +62,21 @@ def test_an_upgrade_keeps_what_was_asked_for(backend_at: Callable[..., Backend])
     run("dpkg", "--install", HERE / "new.deb")
     assert run("systemctl", "is-enabled", "sniproxy.socket").strip() == "enabled"
     assert ask(BLOG) == "the blog"
+
+
+def test_needrestart_leaves_it_alone(backend_at: Callable[..., Backend]) -> None:
+    """Its executable has been deleted, which is how it is to be."""
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    assert ask(BLOG) == "the blog"
+    eventually("the start is over", lambda: shown("SubState") == "running")
+    pid = main_pid()
+    assert "sniproxy" not in run("needrestart", "-b", "-r", "a")
+    drop_in = pathlib.Path("/etc/needrestart/conf.d/sniproxy.conf")
+    drop_in.rename(drop_in.with_suffix(".off"))
+    try:
+        assert "NEEDRESTART-SVC: sniproxy.service" in run("needrestart", "-b", "-r", "l")
+    finally:
+        drop_in.with_suffix(".off").rename(drop_in)
+    assert main_pid() == pid
+    example = pathlib.Path("/usr/share/doc/sniproxy/examples/needrestart.conf")
+    assert example.read_text() == drop_in.read_text()

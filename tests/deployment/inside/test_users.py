@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
+from manual import block
 from support import (
     BLOG,
     HOSTS,
     SHOP,
     Backend,
     ask,
-    documented,
     eventually,
     fails,
     follow,
@@ -55,8 +55,7 @@ def test_a_group_adds_hosts(backend_at: Start, hosts: pathlib.Path) -> None:
 
 
 def test_no_user_takes_the_name_of_the_executable(backend_at: Start, hosts: pathlib.Path) -> None:
-    (commands,) = documented("Everybody makes hosts")
-    follow(commands)
+    follow(block("operations.md", "Everybody makes hosts"))
     run("mkdir", hosts / BLOG, hosts / "sniproxy", user="alice")
     backend_at(hosts / BLOG / "tls-socket", "alice's")
     assert ask(BLOG) == "alice's"
@@ -88,23 +87,26 @@ def delegated(name: str) -> None:
 
 
 def test_delegation_by_group(backend_at: Start) -> None:
-    follow(documented("You make hosts, users run them")[0])
+    follow(block("operations.md", "You make hosts, users run them", 0))
     backend_at(HOSTS / BLOG / "tls-socket", "alice's", umask="007")
     delegated(BLOG)
 
 
 def test_delegation_by_acl(backend_at: Start) -> None:
-    follow(documented("You make hosts, users run them")[1])
+    follow(block("operations.md", "You make hosts, users run them", 1))
     backend_at(HOSTS / SHOP / "tls-socket", "alice's", umask="007")
     delegated(SHOP)
 
 
-def test_check_says_what_a_umask_has_taken(backend_at: Start) -> None:
-    for recipe in documented("You make hosts, users run them"):
-        follow(recipe)
-    for name in (BLOG, SHOP):
+def test_check_says_what_a_umask_has_taken(backend_at: Start, hosts: pathlib.Path) -> None:
+    hosts.chmod(0o1777)
+    mine = hosts / "mine.promise.example"
+    follow(block("operations.md", "You make hosts, users run them", 0))
+    follow(block("operations.md", "You make hosts, users run them", 1))
+    run("mkdir", mine, user="alice")
+    for name in (BLOG, SHOP, mine.name):
         backend_at(HOSTS / name / "tls-socket", "alice's", umask="022")
         with pytest.raises(OSError, match=r"UNRECOGNIZED_NAME|unrecognized name"):
             ask(name)
     findings = fails("sniproxy-check", "--user", "sniproxy", HOSTS)
-    assert findings.count("permission denied") == 2
+    assert findings.count("permission denied") == 3

@@ -4,12 +4,13 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
+from manual import block
 from support import (
     BLOG,
+    DROP_INS,
     Backend,
     Load,
     ask,
-    documented,
     follow,
     listening_inodes,
     make_host,
@@ -23,8 +24,7 @@ pytestmark = pytest.mark.usefixtures("proxy")
 @pytest.fixture
 def several(proxy: None, backend_at: Callable[..., Backend]) -> pathlib.Path:
     """Two sockets and Type=notify, as documented."""
-    (commands,) = documented("Several addresses")
-    follow(commands)
+    follow(block("operations.md", "Several addresses"))
     directory = make_host(BLOG)
     backend_at(directory / "tls-socket", "the blog")
     return directory
@@ -33,6 +33,21 @@ def several(proxy: None, backend_at: Callable[..., Backend]) -> pathlib.Path:
 def test_each_address_is_served(several: pathlib.Path) -> None:
     assert len(listening_inodes()) == 2
     assert (ask(BLOG, "127.0.0.1"), ask(BLOG, "::1")) == ("the blog", "the blog")
+
+
+def test_an_address_that_comes_later_is_served(several: pathlib.Path) -> None:
+    late = "192.0.2.44"
+    drop_in = DROP_INS / "sniproxy.socket.d" / "addresses.conf"
+    text = drop_in.read_text()
+    assert text.count("=0.0.0.0:") == 1
+    drop_in.write_text(text.replace("=0.0.0.0:", f"={late}:"))
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "sniproxy.socket")
+    run("ip", "address", "add", f"{late}/32", "dev", "lo")
+    try:
+        assert ask(BLOG, late) == "the blog"
+    finally:
+        run("ip", "address", "del", f"{late}/32", "dev", "lo")
 
 
 def test_the_start_is_over_when_the_proxy_says_so(several: pathlib.Path) -> None:
