@@ -3,13 +3,16 @@
 import os
 import select
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 BARRIER = 3.0
 """Seconds that the manager has to act on what it was sent."""
 
 CANARY = "sniproxy-canary"
 """What descriptors are called that are stored for a moment only, to see whether they are kept."""
+
+CLOSING = 0.1
+"""Seconds that the manager has to close what it does not keep: it does that in the background."""
 
 _MOST_AT_ONCE = 253
 """Descriptors of one message (SCM_MAX_FD, unix(7))."""
@@ -45,34 +48,38 @@ class Store:
         self.managed = bool(environment.get("NOTIFY_SOCKET"))
         """Whether there is a manager at all, whatever it keeps."""
 
-    def has_room(self, count: int) -> bool:
-        """Say whether it takes ``count`` more descriptors.
+    def try_room(self, count: int) -> Callable[[], bool]:
+        """Begin to see whether it takes ``count`` more descriptors; give what says it ``CLOSING``
+        seconds later.
 
         Nobody says how many it keeps, and what it does not keep it closes without a word. So store
         one end of as many pairs, and look whether the other ends have been hung up.
         """
         if not self.managed or count > _MOST_AT_ONCE:
-            return False
-        pairs: list[tuple[socket.socket, socket.socket]] = []
+            return lambda: False
+        ours: list[socket.socket] = []
+        theirs: list[socket.socket] = []
         try:
-            pairs += [socket.socketpair() for _ in range(count)]
-            theirs = [their.fileno() for _, their in pairs]
-            _send(f"FDSTORE=1\nFDNAME={CANARY}", self._environment, theirs)
-            for _, their in pairs:
-                their.close()
-            if not self.settle():
-                return False
-            poll = select.poll()
-            for our, _ in pairs:
-                poll.register(our, 0)
-            return not poll.poll(0)
+            for _ in range(count):
+                for ends, end in zip((ours, theirs), socket.socketpair(), strict=True):
+                    ends.append(end)
+            numbers = [their.fileno() for their in theirs]
+            _send(f"FDSTORE=1\nFDNAME={CANARY}", self._environment, numbers)
+            _close(theirs)
+            settled = self.settle()
         except (OSError, ValueError):
-            return False
-        finally:
+            settled = False
+
+        def kept() -> bool:
+            poll = select.poll()
+            for our in ours:
+                poll.register(our, 0)
+            result = settled and not poll.poll(0)
             self.remove([CANARY])
-            for pair in pairs:
-                for end in pair:
-                    end.close()
+            _close(ours + theirs)
+            return result
+
+        return kept
 
     def put(self, descriptor: int, name: str) -> None:
         """Have a descriptor kept under a name, though its other end be closed. Raises OSError."""
@@ -98,3 +105,8 @@ class Store:
             return False
         finally:
             os.close(ours)
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for one in sockets:
+        one.close()

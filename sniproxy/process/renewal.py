@@ -18,7 +18,7 @@ from sniproxy.dataplane.handover import MESSAGES_AT_LEAST
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.state import MOST, reads_ours
 from sniproxy.log.log import Log
-from sniproxy.process.notify import Store
+from sniproxy.process.notify import CLOSING, Store
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.server import DRAIN, RESERVE
 from sniproxy.version import FORMATS_OPTION
@@ -62,30 +62,40 @@ class Renewal:
         """For the next program in this process."""
         self._environment = environment
         self._program = program
-        self._trial: _Trial | None = None
+        self._begun = False
 
     def ask(self, poller: Poller, owner: Owner, log: Log) -> None:
         """Begin, unless it has been begun."""
-        if self._trial is not None and not self._trial.over:
+        if self._begun:
             return
+        self._begun = True
 
         def tried(problem: str | None) -> None:
             if problem is None:
-                owner.count(decide)
+                owner.count(find_room)
             else:
+                self._begun = False
                 log.error("not_renewed", problem=problem)
 
-        def decide(counts: list[int]) -> None:
+        def find_room(counts: list[int]) -> None:
+            if not self.store.managed:
+                begin(counts)
+                return
             parcels = sum(count // _CONNECTIONS_OF_A_PARCEL + 1 for count in counts)
-            if self.store.managed and not self.store.has_room(parcels):
+            kept = self.store.try_room(parcels)
+
+            def decide() -> None:
+                if kept():
+                    owner.count(begin)
+                    return
                 log.warning(
                     "not_handed_over",
                     problem=f"the service manager does not keep {parcels} descriptors for us "
                     "(FileDescriptorStoreMax=): connections have ten seconds to end",
                 )
                 owner.stop(signal.SIGUSR2.name)
-                return
-            begin(counts)
+
+            poller.timers.later(CLOSING, decide)
 
         def begin(counts: list[int]) -> None:
             # A user may not have more descriptors under way than one process may have open
@@ -99,11 +109,11 @@ class Renewal:
         limit -= limit // MOST + RESERVE
         deadline = time.monotonic() + DRAIN
         if self.store.managed:
-            owner.count(decide)
+            owner.count(find_room)
         elif self._program is None:
             tried("it is not known, or not safe, which file to run")
         else:
-            self._trial = _Trial(poller, self._program, self._environment, tried)
+            _Trial(poller, self._program, self._environment, tried)
 
     def keep(self, parcel: Parcel) -> None:
         """Take a copy of a parcel to where the next process finds it. Raises OSError."""
