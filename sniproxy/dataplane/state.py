@@ -16,8 +16,8 @@ import enum
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, SocketType, inet_ntop, inet_pton
+from typing import NamedTuple
 
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 from sniproxy.resolver.proxy_header import SocketAddress
@@ -59,8 +59,7 @@ class StateError(ValueError):
     """What is no message of a format that we read; says what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Direction:
+class Direction(NamedTuple):
     """One direction of a relayed connection: bytes that the receiver has taken, how far it is
     (``relay.FLOWING``, ``FINISHED`` or ``SEVERED``), and bytes that it has not taken yet."""
 
@@ -69,8 +68,7 @@ class Direction:
     unsent: int
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(NamedTuple):
     """A connection with its backend. The times are of the monotonic clock, 0 where nobody has
     noted them; ``host`` is empty likewise."""
 
@@ -81,16 +79,20 @@ class Relayed:
     up: Direction
     down: Direction
 
-    kind = Kind.RELAYED
-    descriptors = 2
+    @property
+    def kind(self) -> Kind:
+        return Kind.RELAYED
+
+    @property
+    def descriptors(self) -> int:
+        return 2
 
     @property
     def unsent(self) -> int:
         return self.up.unsent + self.down.unsent
 
 
-@dataclass(frozen=True, slots=True)
-class Arriving:
+class Arriving(NamedTuple):
     """A client whose hello is not complete, or that waits for its backend; ``unsent`` bytes of it
     have been read."""
 
@@ -98,27 +100,38 @@ class Arriving:
     accepted_at: float
     unsent: int
 
-    kind = Kind.ARRIVING
-    descriptors = 1
+    @property
+    def kind(self) -> Kind:
+        return Kind.ARRIVING
+
+    @property
+    def descriptors(self) -> int:
+        return 1
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
+class Leaving(NamedTuple):
     """A client that has been sent its last byte; at most ``left`` bytes of it are still to be read,
     None for any number."""
 
     left: int | None
 
-    kind = Kind.LEAVING
-    descriptors = 1
-    unsent = 0
+    @property
+    def kind(self) -> Kind:
+        return Kind.LEAVING
+
+    @property
+    def descriptors(self) -> int:
+        return 1
+
+    @property
+    def unsent(self) -> int:
+        return 0
 
 
 State = Relayed | Arriving | Leaving
 
 
-@dataclass(slots=True)
-class Carried:
+class Carried(NamedTuple):
     """A connection on its way: its state, its sockets (the client's, the backend's), and the bytes
     that it holds unsent, those from the client first."""
 

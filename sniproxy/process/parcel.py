@@ -15,7 +15,6 @@ import fcntl
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from socket import (
     AF_INET,
     AF_INET6,
@@ -64,12 +63,12 @@ def connections_in(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-@dataclass(slots=True)
 class Parcel:
     """A parcel: the socket to read from, and how many connections it is said to hold."""
 
-    socket: socket
-    count: int
+    def __init__(self, socket: socket, count: int) -> None:
+        self.socket = socket
+        self.count = count
 
     @property
     def name(self) -> str:
@@ -121,14 +120,14 @@ class Packer:
         return sender
 
 
-@dataclass(slots=True)
 class Message:
     """What a message held: connections, and how many were lost and why. What belonged to those has
     been closed."""
 
-    connections: list[Carried]
-    lost: int = 0
-    problem: str = ""
+    def __init__(self, lost: int = 0, problem: str = "") -> None:
+        self.connections: list[Carried] = []
+        self.lost = lost
+        self.problem = problem
 
 
 def take(parcel: socket, now: float) -> Message | None:
@@ -160,13 +159,13 @@ def take(parcel: socket, now: float) -> Message | None:
     except StateError as error:
         for number in numbers:
             _close(number)
-        return Message([], max(1, len(numbers) // 2), str(error))
+        return Message(max(1, len(numbers) // 2), str(error))
     return _unpacked(states, list(numbers))
 
 
 def _unpacked(states: list[State], numbers: list[int]) -> Message:
     """Give each state what is its own."""
-    result = Message([])
+    result = Message()
     memory = numbers.pop() if any(state.unsent for state in states) else None
     size = sum(state.unsent for state in states)
     offset = 0

@@ -1,7 +1,7 @@
 """Tuning by environment variables: each has a safe default, and none changes how we proxy."""
 
-import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from sniproxy.log.log import Level
 
@@ -9,8 +9,7 @@ MAX_WORKERS = 1024
 """More than any machine has CPUs for; a slip of the pen must not fork without end."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What the environment asks for. ``workers`` is None for as many as there are CPUs for us.
     ``complaints`` names each bad value, one line each."""
 

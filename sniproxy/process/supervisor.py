@@ -16,7 +16,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from socket import socket
 
 from sniproxy.dataplane.connections import REFUSALS_REPORT
@@ -62,30 +61,29 @@ _LAST_WORDS = (HANDED_OVER, "connections_closed", "exit")
 _LOOK_AT_LAGGARDS = 0.1
 
 
-@dataclass(slots=True)
 class _Worker:
     """A worker process as the supervisor sees it."""
 
-    number: int
-    channel: Channel
-    started: float
-    """Seconds of the monotonic clock, as the next."""
-    told_to_look: float = float("-inf")
-    pid: int = NOBODY
-    code: int | None = None
-    """How it ended, as far as that is known."""
-    open: int = 0
-    """Connections, when it was last asked."""
-    patience: float = float("inf")
-    """When it is killed, while it hands over."""
+    def __init__(self, number: int, channel: Channel) -> None:
+        self.number = number
+        self.channel = channel
+        self.started = time.monotonic()
+        self.told_to_look = float("-inf")
+        self.pid = NOBODY
+        self.code: int | None = None
+        """How it ended, as far as that is known."""
+        self.open = 0
+        """Connections, when it was last asked."""
+        self.patience = float("inf")
+        """When it is killed, while it hands over."""
 
 
-@dataclass(slots=True)
 class _Question:
     """An event that several workers report: what they said so far, and who is still awaited."""
 
-    awaited: set[int]
-    fields: Fields = field(default_factory=dict)
+    def __init__(self, awaited: set[int], fields: Fields | None = None) -> None:
+        self.awaited = awaited
+        self.fields = fields or {}
 
 
 class Supervisor:
@@ -189,7 +187,7 @@ class Supervisor:
         try:
             ours, theirs = Channel.pair()
             # All is made before there is a process: none may be without a parent that knows it.
-            worker = _Worker(number, ours, time.monotonic())
+            worker = _Worker(number, ours)
             self._workers[number] = worker
             self._poller.attend(ours.fileno(), functools.partial(self._receive, worker))
             worker.pid = os.fork()
