@@ -30,6 +30,7 @@ BOOTS = (
         "test_variants.py",
         "test_operations.py",
         "test_package.py",
+        "test_restart.py",
         "test_inetd.py",
         "test_s6.py",
         "test_end.py",
@@ -38,6 +39,9 @@ BOOTS = (
 """The files of each boot, in order: the last one removes the package, and installs the archive."""
 
 FILES = tuple(file for files in BOOTS for file in files)
+
+FIGURES = {"RESTARTS", "CONNECTIONS"}
+"""Variables that go along to the tests inside, which become longer by them and tell figures."""
 
 TIMEOUT = 600
 """Seconds for each boot of a container; of another machine, times its patience."""
@@ -58,7 +62,7 @@ ConditionPathExists=!/opt/inside/{report}
 [Service]
 Type=oneshot
 WorkingDirectory=/opt/inside
-Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATIENCE={patience}
+Environment=PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATIENCE={patience} {figures}
 ExecStart=python3 -m pytest -p no:cacheprovider -v --durations=12 --timeout={timeout} \\
   --junitxml={report} {files}
 ExecStopPost=systemctl poweroff {force}
@@ -201,6 +205,7 @@ def boot(
             # Twice, nothing is stopped first.
             force="--force" if last else "--force --force",
             patience=patience,
+            figures=" ".join(f"{name}={os.environ[name]}" for name in FIGURES & os.environ.keys()),
             timeout=90 * patience,
         )
         (units / name).write_text(unit)
@@ -209,6 +214,8 @@ def boot(
     (units / "inetd.service").symlink_to("/dev/null")
 
     console = machine.run(root, TIMEOUT * patience)
+    if (inside / "figures").exists():
+        print(f"{release}:\n{(inside / 'figures').read_text()}")
     output = inside / "output"
     text = console + (output.read_text() if output.exists() else "")
     outcomes: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """What the tests need: clients and load by TLS, backends as other users, systemctl."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -78,6 +79,15 @@ def journal(*options: str) -> str:
     return run("journalctl", "--no-pager", *options)
 
 
+def first_message(name: str) -> bytes:
+    """Give the first message that a TLS client sends."""
+    outgoing = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
 class Client:
     """A TLS connection through the proxy, verified by name."""
 
@@ -141,6 +151,8 @@ class Load:
 
     def __init__(self, *names: str) -> None:
         self.titles: set[str] = set()
+        self.longest = 0.0
+        """Seconds from a connection's begin to its answer, the longest since this was set to 0."""
         self._names = names
         self._failures: list[str] = []
         self._count = 0
@@ -150,6 +162,7 @@ class Load:
     def _work(self) -> None:
         while not self._stop.is_set():
             for name in self._names:
+                since = time.monotonic()
                 try:
                     title = ask(name)
                 except OSError as error:
@@ -159,6 +172,7 @@ class Load:
                     self.titles.add(title)
                 else:
                     self._failures.append(f"connection {self._count}: ended without an answer")
+                self.longest = max(self.longest, time.monotonic() - since)
                 self._count += 1
 
     def more(self, count: int = 50) -> None:

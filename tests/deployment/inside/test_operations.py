@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import socket
-import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from support import (
     Client,
     ask,
     eventually,
+    first_message,
     follow,
     journal,
     main_pid,
@@ -128,15 +128,6 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def first_message(name: str) -> bytes:
-    """Give the first message that a TLS client sends."""
-    outgoing = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
 
 
 def test_two_thousand_connections_through_the_forwarder(

@@ -1,4 +1,4 @@
-"""The documented drop-ins: several addresses, and readiness told to systemd."""
+"""The documented drop-in of several addresses."""
 
 import pathlib
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from support import (
     BLOG,
     DROP_INS,
     Backend,
+    Client,
     Load,
     ask,
     follow,
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("proxy")
 
 @pytest.fixture
 def several(proxy: None, backend_at: Callable[..., Backend]) -> pathlib.Path:
-    """Two sockets and Type=notify, as documented."""
+    """Two sockets, as documented."""
     follow(block("operations.md", "Several addresses"))
     directory = make_host(BLOG)
     backend_at(directory / "tls-socket", "the blog")
@@ -57,9 +58,11 @@ def test_the_start_is_over_when_the_proxy_says_so(several: pathlib.Path) -> None
 
 
 def test_a_restart_loses_no_connection_of_several_sockets(several: pathlib.Path) -> None:
-    with Load(BLOG) as load:
+    with Client(BLOG, "127.0.0.1") as four, Client(BLOG, "::1") as six, Load(BLOG) as load:
+        assert (four.ask(), six.ask()) == ("the blog", "the blog")
         run("systemctl", "restart", "sniproxy.service")
         load.more()
+        assert (four.ask(), six.ask()) == ("the blog", "the blog")
     assert shown("Result") == "success"
 
 
