@@ -1,11 +1,13 @@
 """sd_notify(3): the datagram, and that nothing else matters."""
 
+import os
 import pathlib
 import socket
+import threading
 
 import pytest
 
-from sniproxy.process.notify import notify
+from sniproxy.process.notify import Store, notify
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
@@ -33,3 +35,23 @@ def test_a_full_queue_does_not_block(tmp_path: pathlib.Path) -> None:
         for _ in range(5000):
             notify("READY=1", {"NOTIFY_SOCKET": address})
         assert manager.recv(100) == b"READY=1"
+
+
+def test_what_is_not_kept_may_be_closed_late(tmp_path: pathlib.Path) -> None:
+    """systemd closes in the background, after it has passed the barrier."""
+    address = str(tmp_path / "notify")
+    held: list[int] = []
+
+    def manage() -> None:
+        held.extend(socket.recv_fds(manager, 1000, 10)[1])
+        os.close(socket.recv_fds(manager, 1000, 10)[1][0])
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        thread = threading.Thread(target=manage)
+        thread.start()
+        kept = Store({"NOTIFY_SOCKET": address}).try_room(2)
+        thread.join()
+        os.close(held.pop())
+        assert not kept()
+        os.close(held.pop())
