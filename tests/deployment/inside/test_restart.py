@@ -207,8 +207,8 @@ def test_the_service_manager_keeps_few_descriptors(proxy: None) -> None:
 
 def test_an_upgrade_and_a_downgrade_hand_over() -> None:
     with Traffic() as traffic:
-        packages = [HERE / name for name in ("new.deb", "new.deb", "old.deb")]
-        goes_on(traffic, *(lambda one=one: run(*INSTALL, one) for one in packages))
+        names = ("old.deb", "new.deb", "new.deb", "old.deb")
+        goes_on(traffic, *(lambda name=name: run(*INSTALL, HERE / name) for name in names))
 
 
 def test_an_upgrade_of_a_program_that_does_not_hand_over_lets_it_finish() -> None:
