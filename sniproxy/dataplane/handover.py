@@ -13,7 +13,7 @@ from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import Farewell
 from sniproxy.dataplane.poller import Watcher
 from sniproxy.dataplane.relay import End
-from sniproxy.dataplane.state import MOST, Arriving, Carried, Direction, Relayed
+from sniproxy.dataplane.state import MOST, Arriving, Carried, Direction, Leaving, Relayed
 from sniproxy.resolver.proxy_header import SocketAddress
 
 MESSAGES_AT_LEAST = 8
@@ -29,11 +29,13 @@ def hand_over(connections: Connections, put: Put, most: int) -> int:
     Raises OSError where ``put`` does: that message's and the rest stay here.
     """
     leaving = [one for one in connections.poller.watchers() if _has_client(one)]
+    # Taken from the end: arrivals first, the oldest of them before all, so that those who wait in a
+    # line find each other in that order.
+    leaving.sort(key=_age)
     size = min(MOST, len(leaving) // MESSAGES_AT_LEAST + 1)
     count = 0
     while leaving:
-        message: list[Carried] = []
-        some = leaving[-size:]
+        some = leaving[: -size - 1 : -1]
         message = [_carried(one) for one in some]
         # Each message may have a memory file besides.
         most -= sum(len(one.sockets) for one in message) + 1
@@ -55,6 +57,10 @@ def _has_client(watcher: Watcher) -> "TypeGuard[Arrival | Farewell | End]":
     return isinstance(watcher, Arrival | Farewell) or (
         isinstance(watcher, End) and watcher.of_client
     )
+
+
+def _age(watcher: Watcher) -> float:
+    return -watcher.accepted_at if isinstance(watcher, Arrival) else float("-inf")
 
 
 def _carried(watcher: Arrival | Farewell | End) -> Carried:
@@ -85,44 +91,38 @@ def _address(client: SocketType) -> SocketAddress:
 def adopt(connections: Connections, carried: Carried) -> bool:
     """Go on with a connection of another process; say whether that worked."""
     connections.totals.open += 1
+    state, client = carried.state, carried.sockets[0]
+    going: Watcher
+    if isinstance(state, Leaving):
+        going = farewell = Farewell(connections, client, limit=state.left, watched=False)
+    else:
+        accepted_at = state.accepted_at or connections.clock()
+        going = arrival = Arrival(connections, client, state.address, accepted_at)
     try:
-        _adopt(connections, carried)
+        if isinstance(state, Leaving):
+            farewell.begin()
+        elif isinstance(state, Arriving):
+            arrival.go_on(carried.unsent)
+        else:
+            arrival.host, arrival.decided_at = state.host, state.decided_at or None
+            record = arrival if connections.log.connections else None
+            relay = connections.relay
+            end = going = relay.join(client, carried.sockets[1], record, watched=False)
+            _relay_on(end, state, carried.unsent)
     except Exception as error:  # one connection ends here, no more
         connections.fault(error)
-        for one in carried.sockets:
-            one.close()
-        connections.gone()
+        going.abandon()
         return False
     return True
 
 
-def _adopt(connections: Connections, carried: Carried) -> None:
-    state, client = carried.state, carried.sockets[0]
-    if isinstance(state, Arriving):
-        Arrival(connections, client, state.address, state.accepted_at).go_on(carried.unsent)
-    elif isinstance(state, Relayed):
-        record = None
-        if connections.log.connections:
-            accepted_at = state.accepted_at or connections.clock()
-            record = Arrival(connections, client, state.address, accepted_at)
-            record.host, record.decided_at = state.host, state.decided_at or None
-        _relay(connections, carried, state, record)
-    else:
-        Farewell(connections, client, limit=state.left, watched=False).begin()
-
-
-def _relay(
-    connections: Connections, carried: Carried, state: Relayed, record: Arrival | None
-) -> None:
+def _relay_on(client: End, state: Relayed, unsent: bytes) -> None:
     """Relay on from where the other process was."""
-    relay = connections.relay
-    client, backend = carried.sockets
-    end = relay.join(client, backend, record, watched=False)
-    up, down = carried.unsent[: state.up.unsent], carried.unsent[state.up.unsent :]
-    for one, direction, unsent in ((end, state.up, up), (end.peer, state.down, down)):
-        one.moved, one.ended = direction.moved, direction.ended
+    up, down = unsent[: state.up.unsent], unsent[state.up.unsent :]
+    for end, direction, held in ((client, state.up, up), (client.peer, state.down, down)):
+        end.moved, end.ended = direction.moved, direction.ended
         if direction.ended:
-            one.reading = False
-            relay.half_close(one)
-        elif unsent:
-            one.hold(unsent)
+            end.reading = False
+            end.relay.half_close(end)
+        elif held:
+            end.hold(held)
