@@ -73,9 +73,11 @@ def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
         fd = _FIRST_LISTEN_FD + len(names)
         with contextlib.suppress(OSError):
             one = _own(fd)
+            os.close(fd)
             if one.family == socket.AF_UNIX and one.type == socket.SOCK_SEQPACKET:
                 parcels.append(Parcel(one, connections_in(name) or 0))
-            os.close(fd)
+            else:
+                one.close()
     environment["LISTEN_FDS"] = str(len(names))
     environment["LISTEN_FDNAMES"] = ":".join(names)
     return parcels
@@ -98,12 +100,13 @@ def pass_on(
         one.close()
     for fd in standard:
         os.dup2(high[0], fd)
-    labels = names.split(":") if names else [_UNNAMED] * len(listening)
-    if standard:
+    labels = names.split(":")
+    rest = high
+    if STANDARD_INPUT in standard:
         labels, rest = [], high[1:]
         os.close(high[0])
-    else:
-        rest = high
+    elif not names or len(labels) != len(listening):
+        labels = [_UNNAMED] * len(listening)
     labels += [one.name for one in parcels]
     for target, source in enumerate(rest, _FIRST_LISTEN_FD):
         os.dup2(source, target)

@@ -111,6 +111,8 @@ class Packer:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+            if not self.parcels[-1].count:
+                self.parcels.pop().socket.close()
 
     def _begin(self) -> socket:
         sender, receiver = socketpair(AF_UNIX, SOCK_SEQPACKET)
@@ -132,7 +134,7 @@ class Message:
 
 
 def take(parcel: socket, now: float) -> Message | None:
-    """Take the next message, None where there is none left. Raises OSError.
+    """Take the next message, None where there is none left.
 
     There must be room for ``MOST_DESCRIPTORS`` more descriptors: what does not fit is closed by the
     kernel (MSG_CTRUNC).
@@ -143,8 +145,8 @@ def take(parcel: socket, now: float) -> Message | None:
         message, ancillary, flags, _ = parcel.recvmsg(
             _LARGEST_MESSAGE, space, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         )
-    except BlockingIOError:
-        return None  # its sender is still there, and is none of ours
+    except OSError:
+        return None  # it is none of ours: its sender is still there, or it never had one
     numbers = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
@@ -203,8 +205,9 @@ def _check(numbers: Sequence[int]) -> None:
                 raise StateError("a backend that is no Unix socket")
             if one.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
                 raise StateError("a socket that listens")
-            # Else to close it might take as long as whoever set it likes.
+            # Else to close it, or to splice, might take as long as whoever set it likes.
             one.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+            os.set_blocking(number, False)
         except OSError as error:
             raise StateError(f"a socket that answers: {error.strerror}") from None
         finally:
