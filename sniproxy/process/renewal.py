@@ -10,7 +10,6 @@ import asyncio
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Protocol
@@ -20,6 +19,7 @@ from sniproxy.dataplane.state import MOST, reads_ours
 from sniproxy.log.log import Log
 from sniproxy.process.notify import Store
 from sniproxy.process.parcel import Parcel
+from sniproxy.process.program import why_not_to_run
 from sniproxy.process.server import DRAIN, RESERVE
 from sniproxy.version import FORMATS_OPTION
 
@@ -66,12 +66,26 @@ class Renewal:
 
     def ask(self, loop: asyncio.AbstractEventLoop, owner: Owner, log: Log) -> None:
         """Begin, unless it has been begun."""
-        if self._task is None or self._task.done():
+        if not self.under_way:
             self._task = loop.create_task(self._renew(owner, log))
 
+    @property
+    def under_way(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Leave off, before the loop is closed."""
+        if self._task is not None and self.under_way:
+            self._task.cancel()
+            loop.run_until_complete(asyncio.wait([self._task]))
+
     async def _renew(self, owner: Owner, log: Log) -> None:
+        deadline = time.monotonic() + DRAIN
         if not self.store.managed:
-            problem = await self._try()
+            try:
+                problem = await self._try()
+            except OSError as error:
+                problem = str(error)
             if problem is not None:
                 log.error("not_renewed", problem=problem)
                 return
@@ -89,7 +103,6 @@ class Renewal:
             return
         # A user may not have more descriptors under way than one process may have open (unix(7),
         # ETOOMANYREFS). Until few enough are left, all are served.
-        deadline = time.monotonic() + DRAIN
         while sum(map(_needs, counts)) > limit and time.monotonic() < deadline:
             await asyncio.sleep(_AGAIN)
             counts = await owner.counts()
@@ -103,9 +116,13 @@ class Renewal:
             self.parcels.append(Parcel(parcel.socket.dup(), parcel.count))
 
     async def _try(self) -> str | None:
-        """Ask the program what it is; say why it is not to be run anew, None if it may be."""
+        """Ask the program what it is; say why it is not to be run anew, None if it may be. Raises
+        OSError where it can't be run at all."""
         if self._program is None:
-            return "it is not known, or not safe, which file to run"
+            return "it is not known which file to run: start it by an absolute path"
+        problem = why_not_to_run(self._program)
+        if problem is not None:
+            return f"not safe to run: {problem}"
         file = self._program[0]
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         try:
@@ -120,9 +137,9 @@ class Renewal:
                 file_actions=standard,
                 setsigmask=(),
             )
-        except OSError as error:
+        except BaseException:
             os.close(ours)
-            return f"{file}: {error.strerror}"
+            raise
         finally:
             os.close(theirs)
         try:
@@ -169,32 +186,3 @@ def _shares(counts: Sequence[int], limit: int) -> list[int]:
     total = sum(needs)
     spare = max(0, limit - total) // max(1, len(needs))
     return [need + spare if total <= limit else need * limit // total for need in needs]
-
-
-def own_program(hosts: int) -> list[str] | None:
-    """Give the command that we were started by, with the absolute path of its file; None where that
-    is not known, or where it lies in the hosts directory, whose descriptor is ``hosts``: others may
-    have put another file there.
-
-    ``sys.argv[0]`` is a path, or was looked for in PATH (execvp(3)).
-    """
-    if not getattr(sys, "frozen", False):
-        command = [sys.executable, *sys.orig_argv[1:]]
-    else:
-        command = list(sys.argv)
-        if "/" not in command[0]:
-            folders = os.environ.get("PATH", os.defpath).split(":")
-            paths = [f"{folder}/{command[0]}" for folder in folders]
-            command[0] = next((path for path in paths if os.access(path, os.X_OK)), "")
-    folder = command[0]
-    if not os.path.isabs(folder):
-        return None
-    here = os.fstat(hosts)
-    while folder != "/":
-        folder = os.path.dirname(folder)
-        try:
-            if os.path.samestat(os.stat(folder), here):
-                return None
-        except OSError:
-            return None
-    return command

@@ -29,7 +29,8 @@ from sniproxy.process.inherited import (
 )
 from sniproxy.process.notify import notify
 from sniproxy.process.parcel import Parcel
-from sniproxy.process.renewal import Renewal, own_program
+from sniproxy.process.program import own_command
+from sniproxy.process.renewal import Renewal
 from sniproxy.process.server import CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
@@ -78,7 +79,7 @@ class _Service:
             self._log.warning("bad_setting", problem=complaint)
         self._limit = _raise_descriptor_limit()
         self._count = wanted.workers or _workers(self._hosts)
-        self._program = own_program(self._hosts.fileno())
+        self._program = own_command()
         self._renewal = Renewal(environment, self._program)
 
     def run(self) -> int | None:
@@ -171,6 +172,7 @@ class _Service:
         finally:
             # One more signal must not find the loop half closed: it would print a traceback.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            self._renewal.close(server.loop)
             handlers.close()
             server.close()
         return alone.handed_over

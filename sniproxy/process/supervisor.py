@@ -109,6 +109,8 @@ class Supervisor:
         self._log = log
         self._ready = ready
         self._when_stopping = stopping
+        self._renewal = renewal
+        self._serving = asyncio.Event()
         self._parcels = parcels
         self.number = NOBODY
         """In a worker, which one it is."""
@@ -142,10 +144,14 @@ class Supervisor:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
         there signals are ignored and nothing of the supervisor is left but the log."""
         while not self._over:
-            while self._to_fork and not self._stopping:
-                channel = self._fork(self._to_fork.pop(0))
-                if channel is not None:
-                    return channel
+            if self._to_fork and self._renewal.under_way:
+                # A worker would inherit half of it.
+                self._loop.call_later(PAUSE, self._loop.stop)
+            else:
+                while self._to_fork and not self._stopping:
+                    channel = self._fork(self._to_fork.pop(0))
+                    if channel is not None:
+                        return channel
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             self._loop.run_forever()
             # One more signal must find neither the loop half closed nor a fork half done.
@@ -156,6 +162,7 @@ class Supervisor:
             if fields:
                 self._log.info(event, **fields)
         self._log.flush()
+        self._renewal.close(self._loop)
         self._handlers.close()
         self._loop.close()
         return None
@@ -271,6 +278,9 @@ class Supervisor:
                 )
             _add(self._questions[event].fields, fields)
             self._answered(event, worker.number)
+        elif event == READY:
+            # It came too late to be asked to give up its copies of parcels.
+            _tell(worker, ADOPT)
         return True
 
     def _have_others_look(self, worker: _Worker) -> None:
@@ -298,6 +308,7 @@ class Supervisor:
             self._ask(ADOPT, adopted=question.fields["adopted"])
         elif event in (READY, ADOPT):
             self._ready(int(question.fields.get("adopted", 0)))
+            self._serving.set()
         elif event == COUNT:
             if self._counted is not None and not self._counted.done():
                 self._counted.set_result(None)
@@ -329,7 +340,8 @@ class Supervisor:
     # The next process.
 
     async def counts(self) -> list[int]:
-        """Ask each worker for its open connections."""
+        """Ask each worker for its open connections, once all serve and nothing is in our hands."""
+        await self._serving.wait()
         self._counted = self._loop.create_future()
         self._ask(COUNT)
         await self._counted
@@ -363,15 +375,17 @@ class Supervisor:
 
     def _receive_parcel(self, fields: Fields) -> None:
         """Pass on what a worker gives away."""
-        with socket(fileno=int(fields["descriptor"])) as one:
-            try:
+        try:
+            if "descriptor" not in fields:  # it did not fit, MSG_CTRUNC
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            with socket(fileno=int(fields["descriptor"])) as one:
                 if self._keep is None:
                     raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
                 self._keep(Parcel(one, int(fields["count"])))
-            except OSError as error:
-                self._log.error(
-                    "connections_lost", count=fields["count"], error=error.strerror or error
-                )
+        except OSError as error:
+            self._log.error(
+                "connections_lost", count=fields["count"], error=error.strerror or error
+            )
 
     # The end.
 
