@@ -74,3 +74,23 @@ def test_what_expires_may_stop_others() -> None:
     countdown.start("b", 0)
     assert not countdown.sweep(2)
     assert expired == ["a"]
+
+
+def test_a_countdown_of_what_others_began_is_in_order() -> None:
+    expired: list[str] = []
+    countdown: Countdown[str] = Countdown(10, expired.append)
+    countdown.start("now", 100)
+    for name, began in (("youngest", 99.0), ("oldest", 95.0), ("middle", 97.0)):
+        countdown.start(name, began)
+    countdown.start("later", 101)
+    assert countdown.oldest() == "oldest"
+    assert countdown.sweep(105)
+    assert expired == ["oldest"]
+    countdown.stop("middle")
+    assert countdown.sweep(109)
+    assert expired == ["oldest", "youngest"]
+    # Once more, after it has been in order again.
+    countdown.start("older", 98)
+    assert countdown.oldest() == "older"
+    assert not countdown.sweep(111)
+    assert expired == ["oldest", "youngest", "older", "now", "later"]

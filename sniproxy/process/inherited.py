@@ -73,11 +73,12 @@ def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
         fd = _FIRST_LISTEN_FD + len(names)
         with contextlib.suppress(OSError):
             one = _own(fd)
-            os.close(fd)
             if one.family == socket.AF_UNIX and one.type == socket.SOCK_SEQPACKET:
                 parcels.append(Parcel(one, connections_in(name) or 0))
             else:
                 one.close()
+        with contextlib.suppress(OSError):
+            os.close(fd)
     environment["LISTEN_FDS"] = str(len(names))
     environment["LISTEN_FDNAMES"] = ":".join(names)
     return parcels
@@ -134,7 +135,12 @@ def _why_not(fd: int) -> str | None:
 
 def _own(fd: int) -> socket.socket:
     # Not where a standard descriptor is closed: it would be taken for what inetd passes there.
-    return socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1))
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def same_file(one: int, other: int) -> bool:
