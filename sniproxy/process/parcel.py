@@ -24,6 +24,7 @@ from socket import (
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_DONTWAIT,
+    MSG_PEEK,
     MSG_TRUNC,
     SCM_RIGHTS,
     SO_ACCEPTCONN,
@@ -136,8 +137,8 @@ class Message:
 def take(parcel: socket, now: float) -> Message | None:
     """Take the next message, None where there is none left.
 
-    There must be room for ``MOST_DESCRIPTORS`` more descriptors: what does not fit is closed by the
-    kernel (MSG_CTRUNC).
+    There must be room for its descriptors (``next_needs``, at most ``MOST_DESCRIPTORS``): what does
+    not fit is closed by the kernel (MSG_CTRUNC).
     """
     space = CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
     try:
@@ -164,6 +165,15 @@ def take(parcel: socket, now: float) -> Message | None:
             _close(number)
         return Message([], max(1, len(numbers) // 2), str(error))
     return _unpacked(states, list(numbers))
+
+
+def next_needs(parcel: socket, now: float) -> int:
+    """Say how many descriptors the next message holds, without taking it; 0 where it is none."""
+    try:
+        message = parcel.recv(_LARGEST_MESSAGE, MSG_PEEK | MSG_DONTWAIT)
+        return descriptors(decode(message, now))
+    except (OSError, StateError):
+        return 0
 
 
 def _unpacked(states: list[State], numbers: list[int]) -> Message:

@@ -20,7 +20,7 @@ from sniproxy.dataplane.listener import Listener
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
-from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, take
+from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, next_needs, take
 from sniproxy.resolver.hosts import Hosts
 
 DRAIN = 9.5
@@ -96,8 +96,11 @@ class Server:
         adopted = lost = 0
         room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE - len(parcels)
         for parcel in parcels:
-            while adopted < most and 2 * self.open() + MOST_DESCRIPTORS < room:
-                message = take(parcel.socket, time.monotonic())
+            while adopted < most:
+                now, free = time.monotonic(), room - 2 * self.open()
+                if free < MOST_DESCRIPTORS and free < next_needs(parcel.socket, now):
+                    break
+                message = take(parcel.socket, now)
                 if message is None:
                     break
                 for carried in message.connections:

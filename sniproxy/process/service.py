@@ -67,6 +67,7 @@ class _Service:
         self._parcels = stored_parcels(environment)
         self._names = environment.get("LISTEN_FDNAMES", "")
         self._listening = listening_sockets(environment)
+        self._addresses = ",".join(map(_address, self._listening))
         # Where standard error is the listening socket (inetd), nothing may be written to it.
         self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in self._listening)
         self._journal = is_journal(_STANDARD_ERROR, environment)
@@ -124,7 +125,7 @@ class _Service:
             flavour="hashed" if flavour.HASHED else "plain",
             pid=os.getpid(),
             workers=self._count,
-            listen=",".join(map(_address, self._listening)),
+            listen=self._addresses,
             descriptors=self._limit,
             **adopted,
         )
