@@ -36,7 +36,7 @@ def hand_over(connections: Connections, put: Put, most: int) -> int:
     count = 0
     while leaving:
         some = leaving[: -size - 1 : -1]
-        message = [_carried(one) for one in some]
+        message = [carried_by(one) for one in some]
         # Each message may have a memory file besides.
         most -= sum(len(one.sockets) for one in message) + 1
         if most < 0:
@@ -63,7 +63,8 @@ def _age(watcher: Watcher) -> float:
     return -watcher.accepted_at if isinstance(watcher, Arrival) else float("-inf")
 
 
-def _carried(watcher: Arrival | Farewell | End) -> Carried:
+def carried_by(watcher: Arrival | Farewell | End) -> Carried:
+    """Give what another process needs to go on with it: a relayed one's by its client's end."""
     if not isinstance(watcher, End):
         return watcher.carried()
     backend = watcher.peer
@@ -108,7 +109,7 @@ def adopt(connections: Connections, carried: Carried) -> bool:
             record = arrival if connections.log.connections else None
             relay = connections.relay
             end = going = relay.join(client, carried.sockets[1], record, watched=False)
-            _relay_on(end, state, carried.unsent)
+            relay_on(end, state, carried.unsent)
     except Exception as error:  # one connection ends here, no more
         connections.fault(error)
         going.abandon()
@@ -116,7 +117,7 @@ def adopt(connections: Connections, carried: Carried) -> bool:
     return True
 
 
-def _relay_on(client: End, state: Relayed, unsent: bytes) -> None:
+def relay_on(client: End, state: Relayed, unsent: bytes) -> None:
     """Relay on from where the other process was."""
     up, down = unsent[: state.up.unsent], unsent[state.up.unsent :]
     for end, direction, held in ((client, state.up, up), (client.peer, state.down, down)):

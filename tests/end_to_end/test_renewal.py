@@ -422,7 +422,7 @@ def test_nothing_of_ours_reaches_the_program_on_trial(
     """No descriptor, no blocked signal."""
     pair = relayed(proxy, backend)
     seen = tmp_path / "seen"
-    program.replace(f"ls -l /proc/$$/fd >{seen}; grep SigBlk /proc/$$/status >>{seen}")
+    program.replace(f"ls -l /proc/$$/fd >{seen}; exec grep SigBlk /proc/self/status >>{seen}")
     proxy.process.send_signal(signal.SIGUSR2)
     wait_for(proxy, "event=not_renewed")
     files, _, blocked = seen.read_text().partition("SigBlk:")
