@@ -240,7 +240,7 @@ def test_every_byte_under_renewals(
             soak.over.wait(0.5)
             proxy.process.send_signal(signal.SIGUSR2)
             renewals += 1
-            wait_until(lambda: proxy.log.count("event=start ") > renewals)
+            wait_until(lambda done=renewals: proxy.log.count("event=start ") > done)
     finally:
         soak.over.set()
         for thread in threads:
