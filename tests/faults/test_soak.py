@@ -233,6 +233,8 @@ def test_every_byte_under_renewals(
     backend = backend_of(proxy.directory(HOST), 100)
     soak = Soak(proxy.listening.getsockname(), backend.listening)  # type: ignore[attr-defined]
     threads = [in_thread(lambda seed=seed: soak.work(seed)) for seed in range(CONNECTIONS)]
+    # Before that, the signal ends it like any other.
+    wait_until(lambda: "event=start " in proxy.log)
     deadline = time.monotonic() + seconds
     renewals = 0
     try:
