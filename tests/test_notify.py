@@ -176,3 +176,18 @@ def test_without_a_manager() -> None:
     store = Store({})
     assert not store.managed
     assert not store.has_room(1)
+
+
+def test_after_one_failure_no_more_is_tried(
+    manager: Callable[[int], Manager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sniproxy.process.notify.BARRIER", 0.05)
+    one = manager(8)
+    store = Store({"NOTIFY_SOCKET": one.address})
+    store._room = 3
+    for _ in range(2000):
+        notify("WATCHDOG=1", {"NOTIFY_SOCKET": one.address})
+    with pytest.raises(TimeoutError):
+        store.put(0, "sniproxy-parcel.1")
+    with pytest.raises(OSError, match="room"):
+        store.put(0, "sniproxy-parcel.1")

@@ -84,8 +84,10 @@ class Store:
         where that is one more than there was room for: it would be closed without a word."""
         if not self._room:
             raise OSError(errno.ENOSPC, "more parcels than the service manager has room for")
-        self._room -= 1
+        room, self._room = self._room, 0
         _send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", self._environment, [descriptor])
+        # Where that failed, more would each be waited for as long.
+        self._room = room - 1
 
     def remove(self, names: Iterable[str]) -> None:
         """Have it forget what it keeps under these names."""
