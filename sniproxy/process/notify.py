@@ -1,5 +1,6 @@
 """The service manager: what it is told, and what it keeps for us, sd_notify(3)."""
 
+import errno
 import os
 import select
 import socket
@@ -44,6 +45,7 @@ class Store:
         self._environment = environment
         self.managed = bool(environment.get("NOTIFY_SOCKET"))
         """Whether there is a manager at all, whatever it keeps."""
+        self._room = 0
 
     def has_room(self, count: int) -> bool:
         """Say whether it takes ``count`` more descriptors.
@@ -65,7 +67,10 @@ class Store:
             poll = select.poll()
             for our, _ in pairs:
                 poll.register(our, 0)
-            return not poll.poll(0)
+            if poll.poll(0):
+                return False
+            self._room = count
+            return True
         except (OSError, ValueError):
             return False
         finally:
@@ -75,8 +80,14 @@ class Store:
                     end.close()
 
     def put(self, descriptor: int, name: str) -> None:
-        """Have a descriptor kept under a name, though its other end be closed. Raises OSError."""
+        """Have a descriptor kept under a name, though its other end be closed. Raises OSError, also
+        where that is one more than there was room for: it would be closed without a word."""
+        if not self._room:
+            raise OSError(errno.ENOSPC, "more parcels than the service manager has room for")
+        room, self._room = self._room, 0
         _send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", self._environment, [descriptor])
+        # Where that failed, more would each be waited for as long.
+        self._room = room - 1
 
     def remove(self, names: Iterable[str]) -> None:
         """Have it forget what it keeps under these names."""
