@@ -90,18 +90,20 @@ def _address(client: SocketType) -> SocketAddress:
     return address
 
 
-def adopt(connections: Connections, carried: Carried) -> None:
-    """Go on with a connection of another process. Where that raises anything, it has ended."""
+def adopt(connections: Connections, carried: Carried) -> bool:
+    """Go on with a connection of another process; say whether that worked."""
     client = carried.sockets[0]
     try:
         connections.totals.clients.add(client)
         _go_on(connections, client, carried)
-    except Exception:
+    except Exception as error:  # one connection ends here, no more
         for one in carried.sockets:
             connections.poller.forget(one.fileno())
             one.close()
         connections.close(client)
-        raise
+        connections.fault(error)
+        return False
+    return True
 
 
 def _go_on(connections: Connections, client: SocketType, carried: Carried) -> None:

@@ -113,13 +113,10 @@ class Server:
                 if message is None:
                     break
                 for carried in message.connections:
-                    try:
-                        adopt(self._connections, carried)
-                    except Exception as error:  # one connection ends here, no more
-                        self._fault(error)
-                        lost += 1
-                    else:
+                    if adopt(self._connections, carried):
                         adopted += 1
+                    else:
+                        lost += 1
                 if message.lost:
                     lost += message.lost
                     self._log.warning("not_adopted", count=message.lost, problem=message.problem)

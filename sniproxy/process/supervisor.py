@@ -382,7 +382,6 @@ class Supervisor:
         self._counted = then
         if self._serving:
             self._ask(COUNT)
-        self._ask(COUNT)
 
     def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
         if self._stopping:
