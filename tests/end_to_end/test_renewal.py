@@ -82,6 +82,8 @@ def start_it(program: Program, start: Start, monkeypatch: pytest.MonkeyPatch) ->
     def started(**options: object) -> Proxy:
         proxy = start(**({"SNIPROXY_LOG": "connections"} | options))
         wait_for(proxy, "event=start")
+        workers = int(proxy.environment["SNIPROXY_WORKERS"])
+        wait_until(lambda: len(children(proxy.process.pid)) == (workers if workers > 1 else 0))
         return proxy
 
     return started
