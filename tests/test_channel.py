@@ -1,10 +1,13 @@
 """Messages between the first process and a worker."""
 
 import itertools
+import os
+import resource
 
 import pytest
 
 from sniproxy.process.channel import Channel, Message
+from tests.processes import in_child
 
 
 def test_messages_keep_apart() -> None:
@@ -74,3 +77,45 @@ def test_the_end_is_heard_behind_a_full_channel() -> None:
     assert taken(one) == ("exit", {"accepted": 1})
     one.close()
     other.close()
+
+
+def test_a_descriptor_travels_with_its_message() -> None:
+    one, other = Channel.pair()
+    reader, writer = os.pipe()
+    one.send_descriptor("parcel", writer, count=7)
+    os.close(writer)
+    assert other.receive() == ("parcel", {"count": 7})
+    # No program that is run in between may have it.
+    assert not os.get_inheritable(other.descriptor)
+    os.write(other.descriptor, b"x")
+    other.done()
+    assert os.read(reader, 10) == b"x"
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+    one.close()
+    other.close()
+
+
+def test_a_descriptor_that_nobody_takes_is_the_senders_still() -> None:
+    one, other = Channel.pair()
+    fill(one)
+    with pytest.raises(BlockingIOError):
+        one.send_descriptor("parcel", one.fileno(), count=1)
+    other.close()
+    with pytest.raises(OSError, match="reset"):
+        one.send_descriptor("parcel", one.fileno(), count=1)
+    one.close()
+
+
+def test_a_descriptor_that_does_not_fit_is_missed() -> None:
+    def work() -> None:
+        one, other = Channel.pair()
+        one.send_descriptor("parcel", 0, count=7)
+        one.send("exit")
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (other.fileno(), limits[1]))
+        assert taken(other) == ("parcel", {"count": 7})
+        assert other.descriptor == -1
+        assert taken(other) == ("exit", {})
+
+    in_child(work)

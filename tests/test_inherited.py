@@ -1,5 +1,6 @@
 """The sockets that a process was started with, in processes of their own."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -15,9 +16,13 @@ from sniproxy.process.inherited import (
     NoListeningSocket,
     bound_by_us,
     listening_sockets,
+    pass_on,
     same_file,
+    stored_parcels,
 )
+from sniproxy.process.parcel import Parcel
 from sniproxy.tools import listen
+from tests.processes import in_child
 
 # What it found: the sockets' addresses, whether each is close-on-exec and which descriptor it has,
 # which of 3 to 9 are still open, what is left of the convention's variables; or the refusal.
@@ -192,3 +197,158 @@ def test_same_file(tcp: socket.socket) -> None:
         assert not same_file(tcp.fileno(), other.fileno())
     os.close(copy)
     assert not same_file(tcp.fileno(), copy)
+
+
+# What the process before us has left.
+
+
+_kept: list[socket.socket | int] = []
+"""Objects whose numbers are somebody else's now: they must not be closed."""
+
+
+def arrange(files: Sequence[socket.socket | int]) -> None:
+    """Have them at descriptors 3, 4, …, and nothing behind them."""
+    _kept.extend(files)
+    high = [fcntl.fcntl(one, fcntl.F_DUPFD, 200) for one in files]
+    os.closerange(3, 200)
+    for target, source in enumerate(high, 3):
+        os.dup2(source, target)
+    os.closerange(200, 300)
+
+
+def open_descriptors() -> list[int]:
+    return [fd for fd in range(300) if same_file(fd, fd)]
+
+
+def variables(*names: str, **others: str) -> dict[str, str]:
+    return {
+        "LISTEN_PID": str(os.getpid()),
+        "LISTEN_FDS": str(len(names)),
+        "LISTEN_FDNAMES": ":".join(names),
+        **others,
+    }
+
+
+def a_parcel() -> socket.socket:
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sender.send(b"message")
+    sender.close()
+    return receiver
+
+
+def test_parcels_are_taken_off_the_end(tcp: socket.socket) -> None:
+    def work() -> None:
+        arrange([tcp, tcp, a_parcel(), a_parcel()])
+        names = ("web", "", "sniproxy-parcel.12", "sniproxy-parcel.3")
+        environment = variables(*names)
+        parcels = stored_parcels(environment)
+        assert [one.count for one in parcels] == [3, 12]
+        for one in parcels:
+            assert not one.socket.get_inheritable()
+            assert one.socket.recv(10) == b"message"
+        assert environment == variables("web", "")
+        listening = listening_sockets(environment)
+        assert len(listening) == 2
+        # Each has one descriptor left.
+        ours = [one.fileno() for one in (*listening, *(one.socket for one in parcels))]
+        assert set(open_descriptors()) == {0, 1, 2, *ours}
+
+    in_child(work)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"LISTEN_PID": "1"},
+        {"LISTEN_PID": ""},
+        {"LISTEN_FDS": "3"},
+        {"LISTEN_FDS": ""},
+        {"LISTEN_FDNAMES": ""},
+        {"LISTEN_FDNAMES": "web:sniproxy-parcel"},
+        {"LISTEN_FDNAMES": "sniproxy-parcel.1:web"},
+    ],
+)
+def test_what_is_not_named_as_a_parcel_is_left_alone(
+    tcp: socket.socket, changed: dict[str, str]
+) -> None:
+    def work() -> None:
+        arrange([tcp, a_parcel()])
+        environment = variables("web", "sniproxy-parcel.1", **changed)
+        before = dict(environment)
+        assert stored_parcels(environment) == []
+        if environment["LISTEN_FDS"] == before["LISTEN_FDS"]:
+            assert environment == before
+        assert {3, 4} <= set(open_descriptors())
+
+    in_child(work)
+
+
+def test_what_is_named_as_a_parcel_and_is_none_is_closed(tcp: socket.socket) -> None:
+    def work() -> None:
+        reader, _ = os.pipe()
+        stream, _other = socket.socketpair()
+        arrange([tcp, stream, reader, a_parcel()])
+        os.dup2(3, 7)
+        # One of them is not even open: the last.
+        names = ("web", *["sniproxy-parcel.5"] * 3, "sniproxy-canary", "sniproxy-parcel.9")
+        environment = variables(*names)
+        (parcel,) = stored_parcels(environment)
+        assert (parcel.count, parcel.socket.recv(10)) == (5, b"message")
+        assert environment == variables("web")
+        assert set(open_descriptors()) == {0, 1, 2, 3, parcel.socket.fileno()}
+
+    in_child(work)
+
+
+@pytest.mark.parametrize("names", ["", "web", "web:web6", "a:b:c"])
+@pytest.mark.parametrize("parcels", [0, 3])
+def test_what_is_passed_on_is_found_again(tcp: socket.socket, names: str, parcels: int) -> None:
+    def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as second:
+            listening = [tcp.dup(), second.dup()]
+        addresses = [one.getsockname() for one in listening]
+        held = [Parcel(a_parcel(), count) for count in range(parcels)]
+        environment: dict[str, str] = {"HOME": "/"}
+        os.closerange(100, 300)
+        pass_on(environment, listening, names, [], held)
+        found = stored_parcels(environment)
+        assert [one.count for one in found] == list(range(parcels))[::-1]
+        assert all(one.socket.recv(10) == b"message" for one in found)
+        if names.count(":") == 1:
+            assert environment["LISTEN_FDNAMES"] == names
+        again = listening_sockets(environment)
+        assert [one.getsockname() for one in again] == addresses
+        assert environment == {"HOME": "/"}
+
+    in_child(work)
+
+
+@pytest.mark.parametrize("standard", [[0], [0, 1], [0, 1, 2]])
+def test_standard_descriptors_are_as_they_were(tcp: socket.socket, standard: list[int]) -> None:
+    def work() -> None:
+        inode = os.fstat(tcp.fileno())
+        environment: dict[str, str] = {}
+        for fd in (0, 1, 2):
+            os.dup2(os.open("/dev/null", os.O_RDWR), fd)
+        pass_on(environment, [tcp.dup()], "", standard, [Parcel(a_parcel(), 8)])
+        assert [fd for fd in (0, 1, 2) if os.path.samestat(os.fstat(fd), inode)] == standard
+        assert all(os.get_inheritable(fd) for fd in (*standard, 3))
+        (parcel,) = stored_parcels(environment)
+        assert parcel.socket.recv(10) == b"message"
+        (listening,) = listening_sockets(environment)
+        assert os.path.samestat(os.fstat(listening.fileno()), inode)
+
+    in_child(work)
+
+
+def test_an_output_that_is_the_socket_does_not_make_it_the_input(tcp: socket.socket) -> None:
+    def work() -> None:
+        os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+        environment: dict[str, str] = {}
+        address = tcp.getsockname()
+        pass_on(environment, [tcp.dup()], "web", [1], [Parcel(a_parcel(), 8)])
+        assert len(stored_parcels(environment)) == 1
+        (listening,) = listening_sockets(environment)
+        assert listening.getsockname() == address
+
+    in_child(work)

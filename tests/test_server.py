@@ -1,16 +1,19 @@
 """One server from its start to its stop, in the test's own process."""
 
+import errno
 import gc
 import os
 import pathlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
+from sniproxy.process.parcel import Parcel, take
 from sniproxy.process.server import DRAIN, Server
 from sniproxy.resolver.hosts import Hosts
 from tests.end_to_end.harness import Backend
@@ -189,3 +192,124 @@ def test_what_fails_in_the_loop_is_a_line_and_no_end(
 
 def test_the_documented_ten_seconds() -> None:
     assert DRAIN == 9.5
+
+
+# What goes to the next process.
+
+
+def busy(listening: socket.socket, backend: Backend, count: int) -> list[socket.socket]:
+    """Have clients relayed; give them and the backend's ends in turn."""
+    pairs = []
+    for _ in range(count):
+        client = socket.create_connection(listening.getsockname(), 20)
+        client.sendall(HELLO)
+        stream = backend.accept()
+        assert stream.recv(len(HELLO), socket.MSG_WAITALL) == HELLO
+        pairs += [client, stream]
+    return pairs
+
+
+def handed_over(reports: Reports) -> dict[str, object]:
+    return next(fields for event, fields in reports if event == "handed_over")
+
+
+def test_what_is_kept_has_gone(
+    server: Server, listening: socket.socket, backend: Backend, reports: Reports
+) -> None:
+    pairs: list[socket.socket] = []
+    parcels: list[Parcel] = []
+
+    def keep(parcel: Parcel) -> None:
+        parcels.append(Parcel(parcel.socket.dup(), parcel.count))
+
+    run(
+        server,
+        lambda: pairs.extend(busy(listening, backend, 20)),
+        lambda: server.loop.call_soon_threadsafe(server.hand_over, keep, 1000),
+    )
+    server.close()
+    assert handed_over(reports) == {"count": 20, "left": 0}
+    assert sum(parcel.count for parcel in parcels) == 20
+    for parcel in parcels:
+        while (message := take(parcel.socket, time.monotonic())) is not None:
+            for carried in message.connections:
+                for one in carried.sockets:
+                    one.close()
+        parcel.socket.close()
+    for one in pairs:
+        assert one.recv(1) == b""
+        one.close()
+
+
+def test_what_nobody_keeps_goes_on_here(
+    server: Server,
+    listening: socket.socket,
+    backend: Backend,
+    reports: Reports,
+    tmp_path: pathlib.Path,
+) -> None:
+    pairs: list[socket.socket] = []
+
+    def keep(_parcel: Parcel) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    def still() -> None:
+        server.loop.call_soon_threadsafe(server.hand_over, keep, 1000)
+        for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
+            client.sendall(b"x")
+            assert stream.recv(1) == b"x"
+            client.close()
+            stream.close()
+
+    run(server, lambda: pairs.extend(busy(listening, backend, 20)), still)
+    server.close()
+    assert handed_over(reports) == {"count": 0, "left": 20}
+    log = (tmp_path / "log").read_text()
+    assert log.count("event=not_handed_over") == 1
+    assert os.strerror(errno.ETOOMANYREFS) in log
+    assert "connections_lost" not in log
+
+
+def test_an_unexpected_error_leaves_all_where_it_is(
+    server: Server,
+    listening: socket.socket,
+    backend: Backend,
+    reports: Reports,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs: list[socket.socket] = []
+
+    def fail(*_words: object) -> None:
+        raise MemoryError
+
+    def still() -> None:
+        server.loop.call_soon_threadsafe(server.hand_over, fail, 1000)
+        for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
+            client.sendall(b"x")
+            assert stream.recv(1) == b"x"
+            client.close()
+            stream.close()
+
+    monkeypatch.setattr("sniproxy.process.server.Packer.put", fail)
+    run(server, lambda: pairs.extend(busy(listening, backend, 5)), still)
+    server.close()
+    assert handed_over(reports) == {"count": 0, "left": 5}
+    assert "MemoryError" in (tmp_path / "log").read_text()
+
+
+def test_what_does_not_fit_is_closed_at_once(
+    server: Server, listening: socket.socket, backend: Backend, reports: Reports
+) -> None:
+    """The others wait for us."""
+    pairs: list[socket.socket] = []
+    run(
+        server,
+        lambda: pairs.extend(busy(listening, backend, 5)),
+        lambda: server.loop.call_soon_threadsafe(server.hand_over, lambda _: None, 6),
+    )
+    server.close()
+    assert handed_over(reports) == {"count": 2, "left": 3}
+    assert ("connections_closed", {"count": 3, "reason": "no_room"}) in reports
+    for one in pairs:
+        one.close()

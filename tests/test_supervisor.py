@@ -1,10 +1,19 @@
 """What the supervisor makes of several workers' reports (the rest: end_to_end/test_workers.py)."""
 
+import errno
+import pathlib
 import signal
+import socket
+from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
-from sniproxy.process import supervisor
+from sniproxy.log.log import Log
+from sniproxy.log.sinks import FileSink
+from sniproxy.process import renewal, supervisor
+from sniproxy.process.parcel import Parcel
+from sniproxy.process.signals import SIGNALS
 
 
 def test_numbers_are_added_and_words_stand() -> None:
@@ -25,3 +34,71 @@ def test_numbers_are_added_and_words_stand() -> None:
 )
 def test_how_a_worker_died(code: int, how: str) -> None:
     assert supervisor._how(code) == how
+
+
+class Renewal:
+    """Nothing is renewed here."""
+
+    under_way = False
+
+    def close(self, loop: object) -> None:
+        """Nothing has been begun."""
+
+
+@pytest.fixture
+def first(tmp_path: pathlib.Path) -> Iterator[supervisor.Supervisor]:
+    """A supervisor in the test's own process, that is not run."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        made = supervisor.Supervisor(
+            2,
+            Log(FileSink(log.fileno())),
+            lambda adopted: None,
+            lambda: None,
+            cast("renewal.Renewal", Renewal()),
+        )
+        yield made
+    made._handlers.close()
+    made._loop.close()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_a_parcel_goes_where_it_is_kept(
+    first: supervisor.Supervisor, tmp_path: pathlib.Path
+) -> None:
+    kept: list[tuple[int, bool]] = []
+
+    def keep(parcel: Parcel) -> None:
+        kept.append((parcel.count, parcel.socket.fileno() >= 0))
+
+    first._keep = keep
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    first._receive_parcel({"descriptor": one.detach(), "count": 7})
+    assert kept == [(7, True)]
+    # Our copy is closed whatever becomes of it.
+    assert other.recv(1) == b""
+    other.close()
+    assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.parametrize("why", ["nobody", "no_descriptor", "refused"])
+def test_a_parcel_that_can_not_be_kept_is_told_of(
+    first: supervisor.Supervisor, tmp_path: pathlib.Path, why: str
+) -> None:
+    def refuse(_parcel: Parcel) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fields: dict[str, int | str] = {"count": 7}
+    if why != "no_descriptor":
+        fields["descriptor"] = one.detach()
+    if why == "refused":
+        first._keep = refuse
+    first._receive_parcel(fields)
+    one.close()
+    assert other.recv(1) == b""
+    other.close()
+    assert (tmp_path / "log").read_text().count("event=connections_lost count=7") == 1

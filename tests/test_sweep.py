@@ -123,3 +123,23 @@ def test_what_is_taken_renews_the_time_and_to_start_again_does_not() -> None:
     leaving.start(leaver)
     clock.advance(20)
     assert leaver not in leaving
+
+
+def test_a_countdown_of_what_others_began_is_in_order() -> None:
+    expired: list[str] = []
+    countdown: Countdown[str] = Countdown(10, expired.append)
+    countdown.start("now", 100)
+    for name, began in (("youngest", 99.0), ("oldest", 95.0), ("middle", 97.0)):
+        countdown.start(name, began)
+    countdown.start("later", 101)
+    assert countdown.oldest() == "oldest"
+    assert countdown.sweep(105)
+    assert expired == ["oldest"]
+    countdown.stop("middle")
+    assert countdown.sweep(109)
+    assert expired == ["oldest", "youngest"]
+    # Once more, after it has been in order again.
+    countdown.start("older", 98)
+    assert countdown.oldest() == "older"
+    assert not countdown.sweep(111)
+    assert expired == ["oldest", "youngest", "older", "now", "later"]

@@ -14,7 +14,7 @@ from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import Farewell
 from sniproxy.dataplane.poller import Watcher
 from sniproxy.dataplane.relay import End
-from sniproxy.dataplane.state import MOST, Arriving, Carried, Direction, Relayed
+from sniproxy.dataplane.state import MOST, Arriving, Carried, Direction, Leaving, Relayed
 from sniproxy.resolver.proxy_header import SocketAddress
 
 MESSAGES_AT_LEAST = 8
@@ -30,12 +30,14 @@ def hand_over(connections: Connections, put: Put, most: int) -> int:
     Raises OSError where ``put`` does: that message's and the rest stay here.
     """
     leaving = [one for one in connections.poller.watchers() if _has_client(one)]
+    # Taken from the end: arrivals first, the oldest of them before all, so that those who wait in a
+    # line find each other in that order.
+    leaving.sort(key=_age)
     size = min(MOST, len(leaving) // MESSAGES_AT_LEAST + 1)
     count = 0
     while leaving:
-        message: list[Carried] = []
-        some = leaving[-size:]
-        message = [_carried(one) for one in some]
+        some = leaving[: -size - 1 : -1]
+        message = [carried_by(one) for one in some]
         # Each message may have a memory file besides.
         most -= sum(len(one.sockets) for one in message) + 1
         if most < 0:
@@ -58,7 +60,12 @@ def _has_client(watcher: Watcher) -> "TypeGuard[Arrival | Farewell | End]":
     )
 
 
-def _carried(watcher: Arrival | Farewell | End) -> Carried:
+def _age(watcher: Watcher) -> float:
+    return -watcher.accepted_at if isinstance(watcher, Arrival) else float("-inf")
+
+
+def carried_by(watcher: Arrival | Farewell | End) -> Carried:
+    """Give what another process needs to go on with it: a relayed one's by its client's end."""
     if not isinstance(watcher, End):
         return watcher.carried()
     backend = watcher.peer
@@ -83,48 +90,45 @@ def _address(client: SocketType) -> SocketAddress:
     return address
 
 
-def adopt(connections: Connections, carried: Carried) -> None:
-    """Go on with a connection of another process. Where that raises anything, it has ended."""
+def adopt(connections: Connections, carried: Carried) -> bool:
+    """Go on with a connection of another process; say whether that worked."""
     client = carried.sockets[0]
     try:
         connections.totals.clients.add(client)
         _go_on(connections, client, carried)
-    except Exception:
+    except Exception as error:  # one connection ends here, no more
         for one in carried.sockets:
             connections.poller.forget(one.fileno())
             one.close()
         connections.close(client)
-        raise
+        connections.fault(error)
+        return False
+    return True
 
 
 def _go_on(connections: Connections, client: SocketType, carried: Carried) -> None:
     state = carried.state
-    if isinstance(state, Arriving):
-        arrival = Arrival(connections, client, state.address, state.accepted_at)
-        connections.poller.guard(arrival, functools.partial(arrival.go_on, carried.unsent))
-    elif isinstance(state, Relayed):
-        record = None
-        if connections.log.connections:
-            accepted_at = state.accepted_at or connections.clock()
-            record = Arrival(connections, client, state.address, accepted_at)
-            record.host, record.decided_at = state.host, state.decided_at or None
-        _relay(connections, carried, state, record)
-    else:
+    if isinstance(state, Leaving):
         Farewell(connections, client, limit=state.left, watched=False).begin()
+        return
+    accepted_at = state.accepted_at or connections.clock()
+    arrival = Arrival(connections, client, state.address, accepted_at)
+    if isinstance(state, Arriving):
+        connections.poller.guard(arrival, functools.partial(arrival.go_on, carried.unsent))
+        return
+    arrival.host, arrival.decided_at = state.host, state.decided_at or None
+    record = arrival if connections.log.connections else None
+    end = connections.relay.join(client, carried.sockets[1], record, watched=False)
+    relay_on(end, state, carried.unsent)
 
 
-def _relay(
-    connections: Connections, carried: Carried, state: Relayed, record: Arrival | None
-) -> None:
+def relay_on(client: End, state: Relayed, unsent: bytes) -> None:
     """Relay on from where the other process was."""
-    relay = connections.relay
-    client, backend = carried.sockets
-    end = relay.join(client, backend, record, watched=False)
-    up, down = carried.unsent[: state.up.unsent], carried.unsent[state.up.unsent :]
-    for one, direction, unsent in ((end, state.up, up), (end.peer, state.down, down)):
-        one.moved, one.ended = direction.moved, direction.ended
+    up, down = unsent[: state.up.unsent], unsent[state.up.unsent :]
+    for end, direction, held in ((client, state.up, up), (client.peer, state.down, down)):
+        end.moved, end.ended = direction.moved, direction.ended
         if direction.ended:
-            one.reading = False
-            relay.leaving.start(end)
-        elif unsent:
-            one.hold(unsent)
+            end.reading = False
+            client.relay.leaving.start(client)
+        elif held:
+            end.hold(held)

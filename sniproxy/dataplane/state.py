@@ -45,6 +45,7 @@ _PORT = struct.Struct("!H")
 _IPV6 = struct.Struct("!II")
 _NO_ADDRESS, _IPV4_ADDRESS, _IPV6_ADDRESS = 0, 4, 6
 _UNLIMITED = -1
+_SEVERED = 2
 
 
 class Kind(enum.IntEnum):
@@ -245,11 +246,13 @@ class _Reader:
         up, down = self._direction(), self._direction()
         if up.ended and down.ended:
             raise StateError("a connection that has ended")
+        if down.ended == _SEVERED:
+            raise StateError("a connection whose client has gone")
         return Relayed(address, host, accepted_at, decided_at, up, down)
 
     def _direction(self) -> Direction:
         moved, ended, unsent = self._fields(_DIRECTION)
-        if ended > 2:
+        if ended > _SEVERED:
             raise StateError(f"a direction in state {ended}")
         if ended and unsent:
             raise StateError("unsent bytes in a direction that has ended")

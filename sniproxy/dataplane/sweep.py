@@ -7,6 +7,7 @@ by itself. So no connection has a timer of its own, and a proxy at rest never wa
 
 from collections import OrderedDict
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Generic, Protocol, TypeVar
 
 from sniproxy.dataplane.poller import Watcher
@@ -45,28 +46,37 @@ class Countdown(Generic[T]):
     """Items that each have ``seconds`` from their start until ``expire`` is called with them: again
     where it has raised."""
 
-    __slots__ = ("_deadlines", "_expire", "_seconds")
+    __slots__ = ("_deadlines", "_expire", "_in_order", "_latest", "_seconds")
 
     def __init__(self, seconds: float, expire: Callable[[T], None]) -> None:
         self._seconds = seconds
         self._expire = expire
         self._deadlines: OrderedDict[T, float] = OrderedDict()
+        self._latest = float("-inf")
+        self._in_order = True
 
     def __len__(self) -> int:
         return len(self._deadlines)
 
     def start(self, item: T, now: float) -> None:
-        """Start an item's time at ``now``, which must not be before that of the last one."""
-        self._deadlines[item] = now + self._seconds
+        """Start an item's time at ``now``. That is before the last one's only for what another
+        process has begun, many at once: so they are put in order when somebody looks."""
+        deadline = self._deadlines[item] = now + self._seconds
+        if deadline < self._latest:
+            self._in_order = False
+        else:
+            self._latest = deadline
 
     def stop(self, item: T) -> None:
         self._deadlines.pop(item, None)
 
     def oldest(self) -> T | None:
+        self._sort()
         return next(iter(self._deadlines), None)
 
     def sweep(self, now: float) -> bool:
         """Expire what is due; say whether anything is left."""
+        self._sort()
         while self._deadlines:
             item, deadline = next(iter(self._deadlines.items()))
             if deadline > now:
@@ -74,6 +84,11 @@ class Countdown(Generic[T]):
             self._expire(item)
             self._deadlines.pop(item, None)
         return bool(self._deadlines)
+
+    def _sort(self) -> None:
+        if not self._in_order:
+            self._deadlines = OrderedDict(sorted(self._deadlines.items(), key=itemgetter(1)))
+            self._in_order = True
 
 
 class Leaver(Watcher, Protocol):

@@ -81,6 +81,9 @@ def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
             one = _own(fd)
             if one.family == socket.AF_UNIX and one.type == socket.SOCK_SEQPACKET:
                 parcels.append(Parcel(one, connections_in(name) or 0))
+            else:
+                one.close()
+        with contextlib.suppress(OSError):
             os.close(fd)
     environment["LISTEN_FDS"] = str(len(names))
     environment["LISTEN_FDNAMES"] = ":".join(names)
@@ -104,12 +107,13 @@ def pass_on(
         one.close()
     for fd in standard:
         os.dup2(high[0], fd)
-    labels = names.split(":") if names else [_UNNAMED] * len(listening)
-    if standard:
+    labels = names.split(":")
+    rest = high
+    if STANDARD_INPUT in standard:
         labels, rest = [], high[1:]
         os.close(high[0])
-    else:
-        rest = high
+    elif not names or len(labels) != len(listening):
+        labels = [_UNNAMED] * len(listening)
     labels += [one.name for one in parcels]
     for target, source in enumerate(rest, _FIRST_LISTEN_FD):
         os.dup2(source, target)
@@ -146,7 +150,12 @@ def _why_not(fd: int) -> str | None:
 
 def _own(fd: int) -> socket.socket:
     # Not where a standard descriptor is closed: it would be taken for what inetd passes there.
-    return socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1))
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
 
 
 def same_file(one: int, other: int) -> bool:

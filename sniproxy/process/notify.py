@@ -1,5 +1,6 @@
 """The service manager: what it is told, and what it keeps for us, sd_notify(3)."""
 
+import errno
 import os
 import select
 import socket
@@ -47,6 +48,7 @@ class Store:
         self._environment = environment
         self.managed = bool(environment.get("NOTIFY_SOCKET"))
         """Whether there is a manager at all, whatever it keeps."""
+        self._room = 0
 
     def try_room(self, count: int) -> Callable[[], bool]:
         """Begin to see whether it takes ``count`` more descriptors; give what says it ``CLOSING``
@@ -75,6 +77,7 @@ class Store:
             for our in ours:
                 poll.register(our, 0)
             result = settled and not poll.poll(0)
+            self._room = count if result else 0
             self.remove([CANARY])
             _close(ours + theirs)
             return result
@@ -82,8 +85,14 @@ class Store:
         return kept
 
     def put(self, descriptor: int, name: str) -> None:
-        """Have a descriptor kept under a name, though its other end be closed. Raises OSError."""
+        """Have a descriptor kept under a name, though its other end be closed. Raises OSError, also
+        where that is one more than there was room for: it would be closed without a word."""
+        if not self._room:
+            raise OSError(errno.ENOSPC, "more parcels than the service manager has room for")
+        room, self._room = self._room, 0
         _send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", self._environment, [descriptor])
+        # Where that failed, more would each be waited for as long.
+        self._room = room - 1
 
     def remove(self, names: Iterable[str]) -> None:
         """Have it forget what it keeps under these names."""

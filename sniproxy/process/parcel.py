@@ -23,6 +23,7 @@ from socket import (
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_DONTWAIT,
+    MSG_PEEK,
     MSG_TRUNC,
     SCM_RIGHTS,
     SO_ACCEPTCONN,
@@ -110,6 +111,8 @@ class Packer:
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+            if not self.parcels[-1].count:
+                self.parcels.pop().socket.close()
 
     def _begin(self) -> socket:
         sender, receiver = socketpair(AF_UNIX, SOCK_SEQPACKET)
@@ -131,10 +134,10 @@ class Message:
 
 
 def take(parcel: socket, now: float) -> Message | None:
-    """Take the next message, None where there is none left. Raises OSError.
+    """Take the next message, None where there is none left.
 
-    There must be room for ``MOST_DESCRIPTORS`` more descriptors: what does not fit is closed by the
-    kernel (MSG_CTRUNC).
+    There must be room for its descriptors (``next_needs``, at most ``MOST_DESCRIPTORS``): what does
+    not fit is closed by the kernel (MSG_CTRUNC).
     """
     space = CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
     try:
@@ -142,8 +145,8 @@ def take(parcel: socket, now: float) -> Message | None:
         message, ancillary, flags, _ = parcel.recvmsg(
             _LARGEST_MESSAGE, space, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
         )
-    except BlockingIOError:
-        return None  # its sender is still there, and is none of ours
+    except OSError:
+        return None  # it is none of ours: its sender is still there, or it never had one
     numbers = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
@@ -161,6 +164,15 @@ def take(parcel: socket, now: float) -> Message | None:
             _close(number)
         return Message(max(1, len(numbers) // 2), str(error))
     return _unpacked(states, list(numbers))
+
+
+def next_needs(parcel: socket, now: float) -> int:
+    """Say how many descriptors the next message holds, without taking it; 0 where it is none."""
+    try:
+        message = parcel.recv(_LARGEST_MESSAGE, MSG_PEEK | MSG_DONTWAIT)
+        return descriptors(decode(message, now))
+    except (OSError, StateError):
+        return 0
 
 
 def _unpacked(states: list[State], numbers: list[int]) -> Message:
@@ -202,8 +214,9 @@ def _check(numbers: Sequence[int]) -> None:
                 raise StateError("a backend that is no Unix socket")
             if one.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
                 raise StateError("a socket that listens")
-            # Else to close it might take as long as whoever set it likes.
+            # Else to close it, or to splice, might take as long as whoever set it likes.
             one.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+            os.set_blocking(number, False)
         except OSError as error:
             raise StateError(f"a socket that answers: {error.strerror}") from None
         finally:

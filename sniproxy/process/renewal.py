@@ -9,7 +9,6 @@ up a connection before it is known that somebody will go on with it.
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Protocol
@@ -20,6 +19,7 @@ from sniproxy.dataplane.state import MOST, reads_ours
 from sniproxy.log.log import Log
 from sniproxy.process.notify import CLOSING, Store
 from sniproxy.process.parcel import Parcel
+from sniproxy.process.program import why_not_to_run
 from sniproxy.process.server import DRAIN, RESERVE
 from sniproxy.version import FORMATS_OPTION
 
@@ -62,19 +62,19 @@ class Renewal:
         """For the next program in this process."""
         self._environment = environment
         self._program = program
-        self._begun = False
+        self.under_way = False
 
     def ask(self, poller: Poller, owner: Owner, log: Log) -> None:
         """Begin, unless it has been begun."""
-        if self._begun:
+        if self.under_way:
             return
-        self._begun = True
+        self.under_way = True
 
         def tried(problem: str | None) -> None:
             if problem is None:
                 owner.count(find_room)
             else:
-                self._begun = False
+                self.under_way = False
                 log.error("not_renewed", problem=problem)
 
         def find_room(counts: list[int]) -> None:
@@ -110,10 +110,17 @@ class Renewal:
         deadline = time.monotonic() + DRAIN
         if self.store.managed:
             owner.count(find_room)
-        elif self._program is None:
-            tried("it is not known, or not safe, which file to run")
-        else:
-            _Trial(poller, self._program, self._environment, tried)
+            return
+        problem = "it is not known which file to run: start it by an absolute path"
+        if self._program is not None:
+            try:
+                problem = why_not_to_run(self._program) or ""
+                if not problem:
+                    _Trial(poller, self._program, self._environment, tried)
+                    return
+            except OSError as error:
+                problem = str(error)
+        tried(problem)
 
     def keep(self, parcel: Parcel) -> None:
         """Take a copy of a parcel to where the next process finds it. Raises OSError."""
@@ -125,7 +132,7 @@ class Renewal:
 
 class _Trial:
     """Asks a program which connections it can go on with, and calls ``then`` with what is wrong
-    with it, or None."""
+    with it, or None. Raises OSError where it can't be run at all."""
 
     def __init__(
         self,
@@ -134,12 +141,11 @@ class _Trial:
         environment: Mapping[str, str],
         then: Callable[[str | None], None],
     ) -> None:
-        self.over = False
         self._poller = poller
         self._file = program[0]
         self._then = then
         self._answer = b""
-        self._pid = 0
+        self._over = False
         self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             # Not our standard input: Python does not start where that is a directory.
@@ -151,12 +157,13 @@ class _Trial:
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in standard],
                 setsigmask=(),
             )
-            poller.attend(self._pipe, self._read)
-            poller.timers.later(TRIAL, self._expire)
-        except OSError as error:
-            self._end(error.strerror)
+        except BaseException:
+            os.close(self._pipe)
+            raise
         finally:
             os.close(theirs)
+        poller.timers.later(TRIAL, self._expire)
+        poller.attend(self._pipe, self._read)
 
     def _read(self) -> None:
         some = os.read(self._pipe, _LONGEST_ANSWER)
@@ -170,16 +177,15 @@ class _Trial:
             self._end(f"it can't go on with our connections: {self._answer[-_EXCERPT:]!a}")
 
     def _expire(self) -> None:
-        if not self.over:
+        if not self._over:
             self._poller.unwatch(self._pipe)
             self._end(f"it did not say in {TRIAL:g} seconds which connections it can go on with")
 
     def _end(self, problem: str | None) -> None:
-        self.over = True
+        self._over = True
         os.close(self._pipe)
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
         self._then(None if problem is None else f"{self._file}: {problem}")
 
 
@@ -195,32 +201,3 @@ def _shares(counts: Sequence[int], limit: int) -> list[int]:
     total = sum(needs)
     spare = max(0, limit - total) // max(1, len(needs))
     return [need + spare if total <= limit else need * limit // total for need in needs]
-
-
-def own_program(hosts: int) -> list[str] | None:
-    """Give the command that we were started by, with the absolute path of its file; None where that
-    is not known, or where it lies in the hosts directory, whose descriptor is ``hosts``: others may
-    have put another file there.
-
-    ``sys.argv[0]`` is a path, or was looked for in PATH (execvp(3)).
-    """
-    if not getattr(sys, "frozen", False):
-        command = [sys.executable, *sys.orig_argv[1:]]
-    else:
-        command = list(sys.argv)
-        if "/" not in command[0]:
-            folders = os.environ.get("PATH", os.defpath).split(":")
-            paths = [f"{folder}/{command[0]}" for folder in folders]
-            command[0] = next((path for path in paths if os.access(path, os.X_OK)), "")
-    folder = command[0]
-    if not os.path.isabs(folder):
-        return None
-    here = os.fstat(hosts)
-    while folder != "/":
-        folder = os.path.dirname(folder)
-        try:
-            if os.path.samestat(os.stat(folder), here):
-                return None
-        except OSError:
-            return None
-    return command

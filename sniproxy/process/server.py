@@ -8,7 +8,7 @@ import functools
 import gc
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from socket import socket
 
 from sniproxy.dataplane.connections import Connections, Report
@@ -19,7 +19,7 @@ from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
-from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, take
+from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, next_needs, take
 from sniproxy.resolver.hosts import Hosts
 
 DRAIN = 9.5
@@ -99,24 +99,24 @@ class Server:
         """Count the connections that are open now."""
         return self._connections.totals.open
 
-    def adopt(self, parcels: Iterable[Parcel], most: int) -> tuple[int, int]:
+    def adopt(self, parcels: Sequence[Parcel], most: int) -> tuple[int, int]:
         """Go on with about ``most`` connections of who was here before, if there is room for their
         descriptors; say how many there are now, and how many were lost."""
         adopted = lost = 0
-        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE
+        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE - len(parcels)
         for parcel in parcels:
-            while adopted < most and 2 * self.open() + MOST_DESCRIPTORS < room:
-                message = take(parcel.socket, time.monotonic())
+            while adopted < most:
+                now, free = time.monotonic(), room - 2 * self.open()
+                if free < MOST_DESCRIPTORS and free < next_needs(parcel.socket, now):
+                    break
+                message = take(parcel.socket, now)
                 if message is None:
                     break
                 for carried in message.connections:
-                    try:
-                        adopt(self._connections, carried)
-                    except Exception as error:  # one connection ends here, no more
-                        self._fault(error)
-                        lost += 1
-                    else:
+                    if adopt(self._connections, carried):
                         adopted += 1
+                    else:
+                        lost += 1
                 if message.lost:
                     lost += message.lost
                     self._log.warning("not_adopted", count=message.lost, problem=message.problem)
@@ -131,25 +131,29 @@ class Server:
         self.stopping = True
         self._close_listeners()
         packer = Packer()
-        problem: OSError | None = None
+        problem: Exception | None = None
         before = self.open()
         try:
             hand_over(self._connections, packer.put, most)
-        except OSError as error:
+        except Exception as error:  # whatever it is, what was not put goes on here
             problem = error
         packer.close()
         count = before - self.open()
         for parcel in packer.parcels:
-            try:
-                keep(parcel)
-            except OSError as error:
-                problem = error
-                count -= self.adopt([parcel], parcel.count)[0]
-            parcel.socket.close()
+            with parcel.socket:
+                try:
+                    keep(parcel)
+                except OSError as error:
+                    problem = error
+                    count -= parcel.count
+                    lost = parcel.count - self.adopt([parcel], parcel.count)[0]
+                    if lost:
+                        self._log.error("connections_lost", count=lost, error=error.strerror)
         left = self.open()
         self._report("handed_over", count=count, left=left)
         if problem is not None:
-            self._log.warning("not_handed_over", error=problem.strerror or problem)
+            said = getattr(problem, "strerror", None) or f"{type(problem).__name__}: {problem}"
+            self._log.warning("not_handed_over", error=said)
         if not left:
             self._over = True
         elif problem is None:

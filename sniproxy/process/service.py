@@ -32,7 +32,8 @@ from sniproxy.process.inherited import (
 )
 from sniproxy.process.notify import notify
 from sniproxy.process.parcel import Parcel
-from sniproxy.process.renewal import Renewal, own_program
+from sniproxy.process.program import own_command
+from sniproxy.process.renewal import Renewal
 from sniproxy.process.server import CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
@@ -70,6 +71,7 @@ class _Service:
         self._names = environment.get("LISTEN_FDNAMES", "")
         self._listening = listening_sockets(environment)
         self._bound_by_us = bound_by_us(environment)
+        self._addresses = ",".join(map(_address, self._listening))
         # Where standard error is the listening socket (inetd), nothing may be written to it.
         self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in self._listening)
         self._journal = is_journal(_STANDARD_ERROR, environment)
@@ -82,7 +84,7 @@ class _Service:
             self._log.warning("bad_setting", problem=complaint)
         self._limit = _raise_descriptor_limit()
         self._count = wanted.workers or _workers(self._hosts)
-        self._program = own_program(self._hosts.fileno())
+        self._program = own_command()
         self._renewal = Renewal(environment, self._program)
 
     def run(self) -> int | None:
@@ -130,7 +132,7 @@ class _Service:
             flavour="hashed" if flavour.HASHED else "plain",
             pid=os.getpid(),
             workers=self._count,
-            listen=",".join(map(_address, self._listening)),
+            listen=self._addresses,
             descriptors=self._limit,
             **adopted,
         )

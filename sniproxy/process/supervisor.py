@@ -11,6 +11,7 @@ not from an event that says so only once, so that what has failed for want of me
 """
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -104,6 +105,8 @@ class Supervisor:
         self._log = log
         self._ready = ready
         self._when_stopping = stopping
+        self._renewal = renewal
+        self._serving = False
         self._parcels = parcels
         self._keep: Callable[[Parcel], None] | None = None
         self._counted: Callable[[list[int]], object] | None = None
@@ -164,7 +167,7 @@ class Supervisor:
             self._await_last_words()
             self._ask(STOP, reason=self._reason)
             self._reason = ""
-        if self._to_fork and not self._stopping:
+        if self._to_fork and not self._stopping and not self._renewal.under_way:
             # A signal must not find a fork half done.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             while self._to_fork:
@@ -316,6 +319,9 @@ class Supervisor:
                 question.fields = said
                 question.awaited.discard(worker.number)
                 return True
+        elif event == READY:
+            # It came too late to be asked to give up its copies of parcels.
+            _tell(worker, ADOPT)
         worker.channel.done()
         return True
 
@@ -335,9 +341,13 @@ class Supervisor:
             self._ask(ADOPT, adopted=question.fields.get("adopted", 0))
         elif event in (READY, ADOPT):
             self._ready(int(question.fields.get("adopted", 0)))
-        elif event == COUNT:
+            self._serving = True
             if self._counted is not None:
-                self._counted([worker.open for worker in self._workers.values()])
+                self._ask(COUNT)
+        elif event == COUNT:
+            then, self._counted = self._counted, None
+            if then is not None:
+                then([worker.open for worker in self._workers.values()])
         elif event == SUMS:
             # Somebody has just asked for it.
             self._log.reply(event, **question.fields)
@@ -366,8 +376,10 @@ class Supervisor:
     # The next process (``renewal.Owner``).
 
     def count(self, then: Callable[[list[int]], object]) -> None:
+        # Not before all serve: until then connections are in nobody's hands.
         self._counted = then
-        self._ask(COUNT)
+        if self._serving:
+            self._ask(COUNT)
 
     def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
         if self._stopping:
@@ -390,13 +402,17 @@ class Supervisor:
 
     def _pass_on(self, worker: _Worker, count: int) -> None:
         """Have a parcel of a worker's kept."""
-        with socket(fileno=os.dup(worker.channel.descriptor)) as one:
+        try:
+            if worker.channel.descriptor < 0:  # it did not fit, MSG_CTRUNC
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            one = socket(fileno=worker.channel.descriptor)
             try:
                 if self._keep is not None:
                     self._keep(Parcel(one, count))
-            except OSError as error:
-                problem = error.strerror or error
-                self._log.error("connections_lost", count=count, problem=problem)
+            finally:
+                one.detach()
+        except OSError as error:
+            self._log.error("connections_lost", count=count, error=error.strerror or error)
 
     def _kill_who_hangs(self) -> float:
         """End workers that have not said a word in time; give the seconds to the next look."""

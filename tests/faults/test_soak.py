@@ -5,13 +5,15 @@ pauses of random size, sometimes half-closed early, sometimes with the client's 
 so that the relay holds, copies or splices. The sender and the receiver of a direction each keep a
 checksum of what they handled; the two must be the same. Meanwhile the proxy is replaced now and
 then by a new copy on the same listening socket, as a service manager does: SIGHUP for the old one,
-after the new one has started, and no connection may notice.
+after the new one has started, and no connection may notice. Or it is run anew in its process, by
+SIGUSR2, and takes all connections along.
 """
 
 import dataclasses
 import hashlib
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -21,7 +23,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import TIMEOUT, Proxy, in_thread, read_exactly
+from tests.end_to_end.harness import TIMEOUT, Proxy, in_thread, read_exactly, wait_until
 from tests.faults.harness import HOST, PATIENCE
 from tests.hello import hello
 
@@ -219,4 +221,42 @@ def test_every_byte_under_restarts(
     print(
         f"figures: {seconds:.0f} s, {restarts} restarts, {tally.connections} connections, "
         f"{tally.up} bytes up, {tally.down} bytes down, no difference"
+    )
+
+
+@pytest.mark.timeout(900)
+def test_every_byte_under_renewals(
+    start: Start, backend_of: Callable[..., object], full: bool
+) -> None:
+    seconds = float(os.environ.get("SOAK_SECONDS", "600" if full else "12"))
+    proxy = start()
+    backend = backend_of(proxy.directory(HOST), 100)
+    soak = Soak(proxy.listening.getsockname(), backend.listening)  # type: ignore[attr-defined]
+    threads = [in_thread(lambda seed=seed: soak.work(seed)) for seed in range(CONNECTIONS)]
+    # Before that, the signal ends it like any other.
+    wait_until(lambda: "event=start " in proxy.log)
+    deadline = time.monotonic() + seconds
+    renewals = 0
+    try:
+        while time.monotonic() < deadline and not soak.tally.differences:
+            soak.over.wait(0.5)
+            proxy.process.send_signal(signal.SIGUSR2)
+            renewals += 1
+            wait_until(lambda done=renewals: proxy.log.count("event=start ") > done)
+    finally:
+        soak.over.set()
+        for thread in threads:
+            thread.join()
+    tally = soak.tally
+    assert tally.differences == [], proxy.log
+    assert tally.connections > 0
+    assert renewals > 0
+    adopted = [int(count) for count in re.findall(r" adopted=(\d+) lost=0\n", proxy.log)]
+    assert sum(adopted) > 0
+    assert len(re.findall(r" lost=", proxy.log)) == len(adopted)
+    assert "connections_closed" not in proxy.log
+    print(
+        f"figures: {seconds:.0f} s, {renewals} renewals with {sum(adopted)} connections, "
+        f"{tally.connections} connections, {tally.up} bytes up, {tally.down} bytes down, "
+        "no difference"
     )

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
+from sniproxy.dataplane.state import Arriving, Direction, Leaving, Relayed, State, encode
 from tests.hello import extension, hello, message, records, server_name
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
@@ -45,4 +46,16 @@ def seeds(target: str) -> list[bytes]:
             "a..b",
         ]
         return [name.encode() for name in names]
+    if target == "handover":
+        idle, ended = Direction(1, 0, 0), Direction(2, 1, 0)
+        address = ("192.0.2.1", 443)
+        states: list[tuple[bytes, list[State]]] = [
+            (b"\2\0\1", [Relayed(address, "a.example", 1.0, 2.0, idle, ended)]),
+            (b"\3\0\1\x21", [Relayed("", "", 0.0, 0.0, Direction(1, 0, 5), idle)]),
+            (b"\2\0\x1b", [Arriving(("2001:db8::1", 1, 2, 3), 3.0, 4)]),
+            (b"\1\0", [Leaving(None)]),
+            (b"\2\0\2", [Leaving(7), Leaving(0)]),
+            (b"\3\0\0\4", [Relayed(address, "b", 1.0, 0.0, idle, idle), Leaving(1)]),
+        ]
+        return [kinds + encode(them) for kinds, them in states]
     return [bytes([kind, kind]) + bytes(range(60)) for kind in range(6)] + [b"\0\2" + bytes(300)]

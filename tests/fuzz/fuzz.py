@@ -21,7 +21,7 @@ from types import FrameType
 from tests.fuzz.corpus import CORPUS, load, save, seeds
 from tests.fuzz.targets import TARGETS
 
-MAX_LENGTH = {"client_hello": 2048, "host_name": 300, "proxy_header": 300}
+MAX_LENGTH = {"client_hello": 2048, "host_name": 300, "proxy_header": 300, "handover": 600}
 
 
 def fuzz_here(target: str, arguments: list[str]) -> None:
@@ -35,7 +35,9 @@ def fuzz_here(target: str, arguments: list[str]) -> None:
             del sys.modules[name]
     # The code under test and idna, whose branches lead to ours; the oracle needs no guidance.
     with atheris.instrument_imports(include=["sniproxy", "idna"]):
+        import sniproxy.dataplane.state
         import sniproxy.parser.client_hello
+        import sniproxy.process.parcel
         import sniproxy.resolver.proxy_header
         import sniproxy.tools.hostname  # noqa: F401
 

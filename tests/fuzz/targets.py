@@ -5,13 +5,30 @@ documented outcomes, with a second implementation that knows only the specificat
 must hold of every outcome.
 """
 
+import array
+import fcntl
 import ipaddress
+import math
+import os
 import socket
 import struct
 
+from sniproxy.dataplane.state import (
+    FORMAT,
+    MAX_UNSENT,
+    MOST,
+    Arriving,
+    Leaving,
+    Relayed,
+    StateError,
+    decode,
+    descriptors,
+    encode,
+)
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.parser.client_hello import ClientHelloParser
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
+from sniproxy.process.parcel import take
 from sniproxy.resolver.proxy_header import SocketAddress, version_1, version_2
 from sniproxy.tools.hostname import MAX_LABEL, InvalidNameError, to_ascii
 from tests.hello import hello
@@ -140,4 +157,83 @@ def _decode_2(block: bytes) -> tuple[list[Endpoints], str]:
     return ends, rest[3:].decode("ascii")
 
 
-TARGETS = {one.__name__: one for one in (client_hello, host_name, proxy_header)}
+NOW = 1000.0
+
+
+def handover(data: bytes) -> None:
+    """Decode a message, and take it with descriptors of kinds that the first bytes choose."""
+    kinds, message = (
+        data[1 : 1 + data[0] % 8] if data else b"",
+        data[1 + data[0] % 8 :] if data else b"",
+    )
+    try:
+        states = decode(message, NOW)
+    except StateError:
+        states = []
+    else:
+        assert 1 <= len(states) <= MOST
+        assert struct.unpack("!HH", message[:4]) == (FORMAT, len(states))
+        assert descriptors(states) <= 2 * MOST + 1
+        # It says the same in its one way to be written, but for what a float can be.
+        assert decode(encode(states), NOW) == states
+        for state in states:
+            assert 0 <= state.unsent <= 2 * MAX_UNSENT
+            if isinstance(state, Relayed | Arriving):
+                assert math.isfinite(state.accepted_at)
+                assert 0 <= state.accepted_at <= NOW
+            if isinstance(state, Relayed):
+                assert not state.host or canonical(state.host.encode("ascii")) == state.host
+            if isinstance(state, Leaving):
+                assert state.left is None or state.left >= 0
+    _take(kinds, message, len(states))
+
+
+def _take(kinds: bytes, message: bytes, count: int) -> None:
+    """Send it, and see that each connection is there or lost, and nothing stays open."""
+    files = [_descriptor(kind) for kind in kinds]
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with sender, receiver:
+        before = os.dup(0)
+        os.close(before)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
+        sender.sendmsg([message], rights if files else [])
+        taken = take(receiver, NOW)
+        if taken is None:
+            assert not message
+            assert not files
+        else:
+            assert taken.lost + len(taken.connections) >= max(1, count if taken.connections else 0)
+            assert bool(taken.lost) == bool(taken.problem)
+            for carried in taken.connections:
+                assert len(carried.sockets) == carried.state.descriptors
+                assert len(carried.unsent) == carried.state.unsent
+                for one in carried.sockets:
+                    one.close()
+        after = os.dup(0)
+        os.close(after)
+        assert after == before, "a descriptor stays open"
+    for fd in files:
+        os.close(fd)
+
+
+def _descriptor(kind: int) -> int:
+    """Make a descriptor of one of a few kinds, only some of which are what they should be."""
+    if kind % 6 == 0:
+        one = socket.socket()
+    elif kind % 6 == 1:
+        one = socket.socket(socket.AF_UNIX)
+    elif kind % 6 == 2:
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    elif kind % 6 == 3:
+        memory = os.memfd_create("fuzz", os.MFD_ALLOW_SEALING)
+        os.truncate(memory, kind // 6)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, 15)
+        return memory
+    elif kind % 6 == 4:
+        return os.memfd_create("fuzz", os.MFD_ALLOW_SEALING)
+    else:
+        return os.open("/dev/null", os.O_RDWR)
+    return one.detach()
+
+
+TARGETS = {one.__name__: one for one in (client_hello, host_name, proxy_header, handover)}

@@ -22,9 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sniproxy.dataplane.handover import carried_by, relay_on
 from sniproxy.dataplane.pipes import BULK, PIPE_SIZE
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.relay import HALF_CLOSED_IDLE, SEND_TIMEOUT, End, Relay
+from sniproxy.dataplane.state import Relayed
+from sniproxy.process.parcel import Packer, take
 from tests.end_to_end.harness import reset
 
 PERIOD = 65_521
@@ -112,6 +115,9 @@ class Connection:
         self.client = Outer(client, 2 * number % len(PATTERNS))
         self.backend = Outer(backend, (2 * number + 1) % len(PATTERNS))
         self.client.peer, self.backend.peer = self.backend, self.client
+        # What the log wants to know (relay.Record).
+        self.address, self.host = "", ""
+        self.accepted_at, self.decided_at = 0.0, None
         self.how: str | None = None
         self.moved = 0, 0
         self.reset = False
@@ -282,6 +288,39 @@ class RelayMachine(RuleBasedStateMachine):
     def settle(self, number: int) -> None:
         """Read one connection as far as it has come, and compare it with the model."""
         self.finish([self.one(number)])
+
+    @rule(kept=st.booleans())
+    def hand_over(self, kept: bool) -> None:
+        """Have another data plane go on with all of them; or none, where what is packed is not
+        kept."""
+        packer = Packer()
+        leaving = self.live()
+        for end in leaving:
+            packer.put([carried_by(end)])
+        packer.close()
+        if kept:
+            old = self.poller, self.relay
+            self.poller = Poller(self.faults.append)
+            self.relay = Relay(self.poller, self.ended, lambda: self.now, self.later)
+            for end in leaving:
+                old[1].part(end)
+            for connection in self.all:
+                if connection.parting is not None:
+                    connection.parting.setblocking(False)
+            assert not [one for one in old[0].watchers() if isinstance(one, End)]
+            assert not old[1].half_closed
+            old[1].pipes.close()
+            assert not old[1].pipes._count
+            old[0].close()
+        records = iter([end.record for end in leaving])
+        for parcel in packer.parcels:
+            with parcel.socket:
+                while kept and (message := take(parcel.socket, self.now + 1)) is not None:
+                    (carried,) = message.connections
+                    state, (client, backend) = carried.state, carried.sockets
+                    assert isinstance(state, Relayed)
+                    end = self.relay.join(client, backend, next(records), watched=False)
+                    relay_on(end, state, carried.unsent)
 
     # What must hold.
 

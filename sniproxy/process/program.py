@@ -1,0 +1,78 @@
+"""The program that we are: the command that runs it anew, and whether its file may be run."""
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+
+_MOST_LINKS = 40
+"""Symbolic links on the way to a file, as in the kernel (path_resolution(7))."""
+
+
+def own_command() -> list[str] | None:
+    """Give the command that we were started by, with the absolute path of its file; None where that
+    is not known.
+
+    ``sys.argv[0]`` is a path, or was looked for in PATH (execvp(3)).
+    """
+    if not getattr(sys, "frozen", False):
+        command = [sys.executable, *sys.orig_argv[1:]]
+    else:
+        command = list(sys.argv)
+        if "/" not in command[0]:
+            folders = os.environ.get("PATH", os.defpath).split(":")
+            paths = [f"{folder or '.'}/{command[0]}" for folder in folders]
+            command[0] = next(filter(_executable, paths), "")
+    return command if os.path.isabs(command[0]) else None
+
+
+def _executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
+
+
+def why_not_to_run(command: Sequence[str]) -> str | None:
+    """Say who else could have put another file where a command's is; None if only root and we."""
+    paths = [command[0]]
+    if not getattr(sys, "frozen", False):
+        paths.append(__file__)
+    return next(filter(None, map(_others, paths)), None)
+
+
+def _others(path: str) -> str | None:
+    """Follow an absolute path, links and all; say where others than root and we may change what is
+    there next."""
+    here, rest, links = "/", path.split("/")[::-1], 0
+    problem = _changeable(here)
+    while rest and problem is None:
+        name = rest.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            here = os.path.dirname(here)
+            continue
+        there = os.path.join(here, name)
+        problem = _changeable(there)
+        if not os.path.islink(there):
+            here = there
+            continue
+        links += 1
+        target = os.readlink(there)
+        if target.startswith("/"):
+            here = "/"
+        rest += target.split("/")[::-1]
+        if links > _MOST_LINKS:
+            problem = f"{path}: too many links"
+    return problem
+
+
+def _changeable(path: str) -> str | None:
+    state = os.lstat(path)
+    if state.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to another user"
+    if stat.S_ISLNK(state.st_mode):
+        return None
+    # In a sticky directory nobody can replace what is another's.
+    sticky = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
+    if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+        return f"{path} may be written to by others than its owner"
+    return None
