@@ -121,7 +121,7 @@ def test_paths_of_the_start_and_of_each_connection(
         ("access", f"{host}/send-proxy-v1"),
     }
     nobody = directory_name(hashed, "nobody.example")
-    assert unknown == {("connect", f"{nobody}/tls-socket")}
+    assert unknown == {("connect", f"{nobody}/tls-socket"), ("access", f"{nobody}/.")}
     assert refused == set()
 
 
@@ -196,10 +196,10 @@ MODULES = (
 """Names under which Python would look for code."""
 
 TRACED_BACK = (
-    "asyncio.runners", "asyncio.base_events", "asyncio.unix_events", "asyncio.selector_events",
-    "sniproxy.commands", "sniproxy.process.server", "sniproxy.dataplane.connections", "selectors",
-    "sniproxy.log.log", "sniproxy.dataplane.relay", "sniproxy.resolver.hosts", "<string>",
-    "<stdin>", "<frozen importlib._bootstrap>",
+    "sniproxy.commands", "sniproxy.process.service", "sniproxy.process.server",
+    "sniproxy.dataplane.connections", "sniproxy.dataplane.poller", "sniproxy.log.log",
+    "sniproxy.dataplane.relay", "sniproxy.resolver.hosts", "<string>", "<stdin>",
+    "<frozen importlib._bootstrap>",
 )  # fmt: skip
 """Names that code in the executable has in tracebacks. Whoever opens a FIFO waits for ever."""
 
@@ -349,7 +349,7 @@ def test_no_traceback_opens_a_file(
             said += process.communicate(timeout=TIMEOUT)[1].decode()
             lines = finished(trace, process.pid)
         assert touched(since_exec(lines, command[0])) <= START
-    # Errors that nobody could catch, since they arose in a destructor, were told without a file.
-    assert "type=AttributeError" in said
-    assert "at=destructor" in said
+    # They were told, and without a file.
+    assert "sniproxy: can't start: " in said
+    assert "Traceback" not in said
     assert "  File " not in said
