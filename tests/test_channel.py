@@ -1,6 +1,8 @@
 """Messages between the first process and a worker."""
 
 import itertools
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -72,5 +74,41 @@ def test_the_end_is_heard_behind_a_full_channel() -> None:
     # The other way it still serves.
     assert other.send("exit", accepted=1)
     assert taken(one) == ("exit", {"accepted": 1})
+    one.close()
+    other.close()
+
+
+def failing(act: Callable[[], object]) -> Iterator[type[BaseException]]:
+    """Act with one allocation failing, each in its turn; give the kind of what it has raised."""
+    memory = pytest.importorskip("_testcapi")
+    passed = number = 0
+    while passed < 3:
+        number += 1
+        raised: type[BaseException] | None = None
+        memory.set_nomemory(number, number + 1)
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            raised = type(error)
+        finally:
+            memory.remove_mem_hooks()
+        passed = 0 if raised else passed + 1
+        if raised is not None:
+            yield raised
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_pair_for_which_memory_fails_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    for raised in failing(Channel.pair):
+        assert raised is MemoryError
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_message_for_which_memory_fails_is_not_called_unfit() -> None:
+    """Only after MemoryError it is sent once more."""
+    one, other = Channel.pair()
+    for raised in failing(lambda: one.send("connections_closed", count=7, reason="out_of_time")):
+        assert raised is MemoryError
     one.close()
     other.close()

@@ -211,8 +211,8 @@ class Listener:
             except OSError as error:
                 self._trouble(error)
                 return PAUSE
-            if self._leaving:
-                self._connections.poller.again(self)
+        if self._leaving:
+            self._connections.poller.again(self)
         self._going_on = False
         return None
 

@@ -5,6 +5,7 @@ line of the log has them; both ends are the same program, so they are marshalled
 stream says that the other process has gone.
 """
 
+import _socket
 import contextlib
 import marshal
 import os
@@ -21,7 +22,7 @@ _DESCRIPTOR = struct.Struct("i")
 class Channel:
     """One end. Neither sending nor receiving ever waits."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.SocketType) -> None:
         end.setblocking(False)
         self._socket = end
         self._received: bytes | None = None
@@ -30,7 +31,9 @@ class Channel:
 
     @staticmethod
     def pair() -> "tuple[Channel, Channel]":
-        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Not that of ``socket``, which loses a descriptor where memory fails on its way into another
+        # object.
+        one, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return Channel(one), Channel(other)
 
     def fileno(self) -> int:
@@ -42,8 +45,9 @@ class Channel:
     def send(self, event: str, **fields: "int | str") -> bool:
         """Send a message; False says that the other end has gone. Raises BlockingIOError where it
         has not taken many messages before this one."""
+        message = _written(event, fields)
         try:
-            self._socket.send(marshal.dumps((event, fields)))
+            self._socket.send(message)
         except BlockingIOError:
             raise
         except OSError:
@@ -52,7 +56,7 @@ class Channel:
 
     def send_descriptor(self, event: str, descriptor: int, **fields: "int | str") -> None:
         """Send a message with a copy of a descriptor. Raises OSError."""
-        socket.send_fds(self._socket, [marshal.dumps((event, fields))], [descriptor])
+        socket.send_fds(self._socket, [_written(event, fields)], [descriptor])
 
     def end(self) -> None:
         """Send nothing more: behind the messages that it still has, the other end sees the end of
@@ -89,3 +93,11 @@ class Channel:
         if descriptor >= 0:
             os.close(descriptor)
         self._received = None
+
+
+def _written(event: str, fields: Fields) -> bytes:
+    try:
+        return marshal.dumps((event, fields))
+    except ValueError:
+        # "Unmarshallable": so it calls what it has no memory to remember.
+        raise MemoryError from None

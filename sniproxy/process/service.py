@@ -209,7 +209,7 @@ class _Service:
             self._log = self._open_log()
             self._work(channel, first.number)
         except MemoryError:  # at its start: the supervisor says so, and tries again later
-            sys.exit(1)
+            os._exit(1)  # to raise anything could fail, too
         return False
 
     def _work(self, channel: Channel, number: int) -> None:
