@@ -88,7 +88,7 @@ def failing(act: Callable[[], object]) -> Iterator[type[BaseException]]:
         memory.set_nomemory(number, number + 1)
         try:
             act()
-        except BaseException as error:  # noqa: BLE001 - whatever it is
+        except BaseException as error:
             raised = type(error)
         finally:
             memory.remove_mem_hooks()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sniproxy.dataplane.timers import Timers
+from sniproxy.dataplane.timers import NO_MEMORY, Timers
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -209,7 +209,7 @@ class Poller:
             try:
                 if watcher is not None:
                     watcher.abandon()
-            except MemoryError:
+            except NO_MEMORY:
                 raise
             except Exception as another:  # as it is, it must do
                 self._fault(another)
@@ -245,7 +245,7 @@ class _Attendant:
     def ready(self, mask: int) -> None:  # noqa: ARG002 - it can only be read
         try:
             self._call()
-        except MemoryError:
+        except NO_MEMORY:
             # It may have been read already, and is no event any more.
             self._poller.missed = True
             raise

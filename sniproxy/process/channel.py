@@ -31,8 +31,8 @@ class Channel:
 
     @staticmethod
     def pair() -> "tuple[Channel, Channel]":
-        # Not that of ``socket``, which loses a descriptor where memory fails on its way into another
-        # object.
+        # Not that of ``socket``, which makes other objects of these: a descriptor is lost where
+        # memory fails between them.
         one, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return Channel(one), Channel(other)
 
@@ -56,7 +56,8 @@ class Channel:
 
     def send_descriptor(self, event: str, descriptor: int, **fields: "int | str") -> None:
         """Send a message with a copy of a descriptor. Raises OSError."""
-        socket.send_fds(self._socket, [_written(event, fields)], [descriptor])
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))
+        self._socket.sendmsg([_written(event, fields)], [rights])
 
     def end(self) -> None:
         """Send nothing more: behind the messages that it still has, the other end sees the end of

@@ -64,9 +64,14 @@ class Renewal:
         self._program = program
         self._trial: _Trial | None = None
 
+    @property
+    def trying(self) -> bool:
+        """Whether a program that was asked what it is has not answered yet."""
+        return self._trial is not None and not self._trial.over
+
     def ask(self, poller: Poller, owner: Owner, log: Log) -> None:
         """Begin, unless it has been begun."""
-        if self._trial is not None and not self._trial.over:
+        if self.trying:
             return
 
         def tried(problem: str | None) -> None:

@@ -381,7 +381,7 @@ def test_each_allocation(
     number, passed = 0, 0
     while passed < 3:
         # In the short form not each one where there are many.
-        number += 1 if full else 1 + number // (4 if scenario is crowd else 30)
+        number += 1 if full else 1 + number // (4 if scenario is crowd else 20)
         memory.fail(number, width)
         try:
             scenario(scene)
@@ -402,8 +402,9 @@ def wait_for_workers(pid: int, count: int) -> None:
     eventually(lambda: len(children(pid)) == count, "they are not forked")
 
 
-def wait_for_the_end(pid: int, worker: int) -> None:
-    eventually(lambda: worker not in children(pid), "it is not reaped")
+def wait_for_the_end(proxy: Proxy, worker: int) -> None:
+    pid = proxy.process.pid
+    eventually(lambda: worker not in children(pid), lambda: f"{worker} is there:\n{proxy.log}")
 
 
 @pytest.mark.parametrize("width", ROWS)
@@ -416,7 +417,7 @@ def test_each_allocation_of_a_stop(
     number, passed = 0, 0
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
         while passed < 2:
-            number += 1 if full else 2 + number // 8
+            number += 1 if full else 2 + number // 4
             proxy = Proxy(
                 [sys.executable, "-P", "-m", "sniproxy"],
                 tmp_path / "hosts",
@@ -473,11 +474,11 @@ def test_each_allocation_of_a_supervisor(
             held = len(os.listdir(f"/proc/{pid}/fd"))
             number, passed = 0, 0
             while passed < 2:
-                number += 1 if full else 2 + number // 8
+                number += 1 if full else 2 + number // 4
                 before = children(pid)
                 memory.fail(number, width)
                 os.kill(before[0], signal.SIGKILL)
-                wait_for_the_end(pid, before[0])
+                wait_for_the_end(proxy, before[0])
                 question(scene)
                 eventually(lambda: len(children(pid)) == 2, lambda: proxy.log)
                 passed = 0 if memory.recover() else passed + 1
