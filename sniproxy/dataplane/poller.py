@@ -158,6 +158,8 @@ class Poller:
                     failure, failures[0] = failures[0], None
                     if failure is not None:
                         self._fault(failure)
+                    # It holds all that was at hand where it was raised, descriptors among it.
+                    failure = None
                 if over():
                     return
                 self.select()
