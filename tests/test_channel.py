@@ -112,3 +112,14 @@ def test_a_message_for_which_memory_fails_is_not_called_unfit() -> None:
         assert raised is MemoryError
     one.close()
     other.close()
+
+
+def test_a_message_for_which_memory_fails_is_still_there() -> None:
+    one, other = Channel.pair()
+    assert one.send("stop", reason="SIGTERM")
+    for raised in failing(other.receive):
+        assert raised is MemoryError
+        assert taken(other) == ("stop", {"reason": "SIGTERM"})
+        assert one.send("stop", reason="SIGTERM")
+    one.close()
+    other.close()

@@ -17,6 +17,7 @@ Message = tuple[str, Fields]
 
 _MAX_MESSAGE = 64 * 1024
 _DESCRIPTOR = struct.Struct("i")
+_LOOK = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
 
 
 class Channel:
@@ -26,6 +27,7 @@ class Channel:
         end.setblocking(False)
         self._socket = end
         self._received: bytes | None = None
+        self._start = bytearray(1)
         self.descriptor = -1
         """What came with the message that is being acted on."""
 
@@ -72,9 +74,9 @@ class Channel:
         """
         if self._received is None:
             try:
-                # Not recv_fds, which forgets its flags.
+                # Only looked at: where memory fails for the answer, it is still there.
                 data, ancillary, _, _ = self._socket.recvmsg(
-                    _MAX_MESSAGE, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+                    _MAX_MESSAGE, socket.CMSG_LEN(_DESCRIPTOR.size), _LOOK
                 )
                 for _, _, rights in ancillary:
                     (self.descriptor,) = _DESCRIPTOR.unpack(rights)
@@ -93,6 +95,10 @@ class Channel:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+        if self._received:
+            # Takes the whole message, and needs no memory.
+            with contextlib.suppress(OSError):
+                self._socket.recv_into(self._start)
         self._received = None
 
 

@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -437,7 +438,7 @@ def test_each_allocation_of_a_stop(
                 stream.close()
                 # What fails after the last line is the interpreter's own end, not ours.
                 assert proxy.process.wait(PATIENCE) == 0 or "event=exit" in proxy.log
-            except AssertionError as error:
+            except (AssertionError, subprocess.TimeoutExpired) as error:
                 error.add_note(f"allocation {number}:\n{proxy.log}")
                 raise
             finally:
