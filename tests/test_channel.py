@@ -3,6 +3,7 @@
 import itertools
 import os
 import resource
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -96,6 +97,44 @@ def test_a_descriptor_travels_with_its_message() -> None:
     other.close()
 
 
+def failing(act: Callable[[], object]) -> Iterator[type[BaseException]]:
+    """Act with one allocation failing, each in its turn; give the kind of what it has raised."""
+    memory = pytest.importorskip(
+        "_testcapi", reason="not applicable: this interpreter was built without _testcapi"
+    )
+    passed = number = 0
+    while passed < 3:
+        number += 1
+        raised: type[BaseException] | None = None
+        memory.set_nomemory(number, number + 1)
+        try:
+            act()
+        except BaseException as error:
+            raised = type(error)
+        finally:
+            memory.remove_mem_hooks()
+        passed = 0 if raised else passed + 1
+        if raised is not None:
+            yield raised
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_pair_for_which_memory_fails_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    for raised in failing(Channel.pair):
+        assert raised is MemoryError
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_message_for_which_memory_fails_is_not_called_unfit() -> None:
+    """Only after MemoryError it is sent once more."""
+    one, other = Channel.pair()
+    for raised in failing(lambda: one.send("connections_closed", count=7, reason="out_of_time")):
+        assert raised is MemoryError
+    one.close()
+    other.close()
+
+
 def test_a_descriptor_that_nobody_takes_is_the_senders_still() -> None:
     one, other = Channel.pair()
     fill(one)
@@ -119,3 +158,14 @@ def test_a_descriptor_that_does_not_fit_is_missed() -> None:
         assert taken(other) == ("exit", {})
 
     in_child(work)
+
+
+def test_a_message_for_which_memory_fails_is_still_there() -> None:
+    one, other = Channel.pair()
+    assert one.send("stop", reason="SIGTERM")
+    for raised in failing(other.receive):
+        assert raised is MemoryError
+        assert taken(other) == ("stop", {"reason": "SIGTERM"})
+        assert one.send("stop", reason="SIGTERM")
+    one.close()
+    other.close()

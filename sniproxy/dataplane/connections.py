@@ -149,13 +149,13 @@ class Connections:
 
     def wait(self, arrival: Undecided) -> None:
         """Start an undecided arrival's time."""
-        self.undecided.start(arrival, arrival.accepted_at)
         self._sweep.wake()
+        self.undecided.start(arrival, arrival.accepted_at)
 
     def part(self, farewell: Closing) -> None:
         """Start a farewell's time."""
-        self.farewells.start(farewell, self.clock())
         self._sweep.wake()
+        self.farewells.start(farewell, self.clock())
 
     def sweep(self) -> bool:
         """End what took too long; say whether anything is left to watch."""

@@ -60,14 +60,15 @@ class Farewell:
         if self._discard() or not linger:
             self.close()
             return
-        if self._left is None:
-            connections.relay.leaving.start(self)
-        else:
-            connections.part(self)
         if self._watched:
             connections.poller.replace(self._socket.fileno(), self)
         else:
             connections.poller.watch(self._socket.fileno(), self)
+        # Last: where anything fails, who began this closes the socket, and knows of nothing else.
+        if self._left is None:
+            connections.relay.leaving.start(self)
+        else:
+            connections.part(self)
 
     def ready(self, mask: int) -> None:  # noqa: ARG002 - a read tells all
         if self._discard():

@@ -17,6 +17,7 @@ from sniproxy.dataplane.arrival import welcome
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
+from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
 
@@ -147,7 +148,7 @@ class Listener:
                 if self._leaving:
                     self._leave()
                 return
-            except MemoryError:
+            except NO_MEMORY:
                 self._lost = True
                 raise
             except OSError as error:
@@ -211,8 +212,8 @@ class Listener:
             except OSError as error:
                 self._trouble(error)
                 return PAUSE
-            if self._leaving:
-                self._connections.poller.again(self)
+        if self._leaving:
+            self._connections.poller.again(self)
         self._going_on = False
         return None
 

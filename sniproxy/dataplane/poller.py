@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sniproxy.dataplane.timers import Timers
+from sniproxy.dataplane.timers import NO_MEMORY, Timers
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -158,6 +158,8 @@ class Poller:
                     failure, failures[0] = failures[0], None
                     if failure is not None:
                         self._fault(failure)
+                    # It holds all that was at hand where it was raised, descriptors among it.
+                    failure = None
                 if over():
                     return
                 self.select()
@@ -209,7 +211,7 @@ class Poller:
             try:
                 if watcher is not None:
                     watcher.abandon()
-            except MemoryError:
+            except NO_MEMORY:
                 raise
             except Exception as another:  # as it is, it must do
                 self._fault(another)
@@ -245,7 +247,7 @@ class _Attendant:
     def ready(self, mask: int) -> None:  # noqa: ARG002 - it can only be read
         try:
             self._call()
-        except MemoryError:
+        except NO_MEMORY:
             # It may have been read already, and is no event any more.
             self._poller.missed = True
             raise

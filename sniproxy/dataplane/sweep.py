@@ -134,9 +134,10 @@ class Leaving:
     def start(self, leaver: Leaver) -> None:
         """Look at one from now on, unless that is so already. Most are gone before the first look,
         so that the time is left to it."""
-        self._leavers.setdefault(leaver)
+        # The sweep first: where it can't be had, nothing has begun.
         if not self._sweep.running:
             self._sweep.wake()
+        self._leavers.setdefault(leaver)
 
     def stop(self, leaver: Leaver) -> None:
         self._leavers.pop(leaver, None)

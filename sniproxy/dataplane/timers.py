@@ -15,6 +15,10 @@ Call = Callable[[], "float | None"]
 Later = Callable[[float, Call], object]
 """Call a function after so many seconds: ``Timers.later``. Where that fails, nothing was done."""
 
+NO_MEMORY = (MemoryError, SystemError)
+"""What Python raises for want of memory. The second where it finds none for a call and does not say
+what is the matter (the stack of frames in 3.11): then nobody knows how far that call has come."""
+
 AFTER_A_FAULT = 1.0
 """Seconds to the next call of what has raised an exception that nobody expected."""
 
@@ -53,7 +57,7 @@ class Timers:
                 return
             try:
                 again = call()
-            except MemoryError:
+            except NO_MEMORY:
                 raise
             except Exception as error:  # of this timer, no more
                 self._fault(error)

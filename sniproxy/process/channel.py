@@ -5,6 +5,7 @@ line of the log has them; both ends are the same program, so they are marshalled
 stream says that the other process has gone.
 """
 
+import _socket
 import contextlib
 import marshal
 import os
@@ -16,21 +17,25 @@ Message = tuple[str, Fields]
 
 _MAX_MESSAGE = 64 * 1024
 _DESCRIPTOR = struct.Struct("i")
+_LOOK = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
 
 
 class Channel:
     """One end. Neither sending nor receiving ever waits."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.SocketType) -> None:
         end.setblocking(False)
         self._socket = end
         self._received: bytes | None = None
+        self._start = bytearray(1)
         self.descriptor = -1
         """What came with the message that is being acted on."""
 
     @staticmethod
     def pair() -> "tuple[Channel, Channel]":
-        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Not that of ``socket``, which makes other objects of these: a descriptor is lost where
+        # memory fails between them.
+        one, other = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return Channel(one), Channel(other)
 
     def fileno(self) -> int:
@@ -42,8 +47,9 @@ class Channel:
     def send(self, event: str, **fields: "int | str") -> bool:
         """Send a message; False says that the other end has gone. Raises BlockingIOError where it
         has not taken many messages before this one."""
+        message = _written(event, fields)
         try:
-            self._socket.send(marshal.dumps((event, fields)))
+            self._socket.send(message)
         except BlockingIOError:
             raise
         except OSError:
@@ -52,7 +58,8 @@ class Channel:
 
     def send_descriptor(self, event: str, descriptor: int, **fields: "int | str") -> None:
         """Send a message with a copy of a descriptor. Raises OSError."""
-        socket.send_fds(self._socket, [marshal.dumps((event, fields))], [descriptor])
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))
+        self._socket.sendmsg([_written(event, fields)], [rights])
 
     def end(self) -> None:
         """Send nothing more: behind the messages that it still has, the other end sees the end of
@@ -67,9 +74,9 @@ class Channel:
         """
         if self._received is None:
             try:
-                # Not recv_fds, which forgets its flags.
+                # Only looked at: where memory fails for the answer, it is still there.
                 data, ancillary, _, _ = self._socket.recvmsg(
-                    _MAX_MESSAGE, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+                    _MAX_MESSAGE, socket.CMSG_LEN(_DESCRIPTOR.size), _LOOK
                 )
                 for _, _, rights in ancillary:
                     (self.descriptor,) = _DESCRIPTOR.unpack(rights)
@@ -88,4 +95,16 @@ class Channel:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+        if self._received:
+            # Takes the whole message, and needs no memory.
+            with contextlib.suppress(OSError):
+                self._socket.recv_into(self._start)
         self._received = None
+
+
+def _written(event: str, fields: Fields) -> bytes:
+    try:
+        return marshal.dumps((event, fields))
+    except ValueError:
+        # "Unmarshallable": so it calls what it has no memory to remember.
+        raise MemoryError from None

@@ -63,6 +63,12 @@ class Renewal:
         self._environment = environment
         self._program = program
         self.under_way = False
+        self._trial: _Trial | None = None
+
+    @property
+    def trying(self) -> bool:
+        """Whether a program that was asked what it is has not answered yet."""
+        return self._trial is not None and not self._trial.over
 
     def ask(self, poller: Poller, owner: Owner, log: Log) -> None:
         """Begin, unless it has been begun."""
@@ -116,7 +122,7 @@ class Renewal:
             try:
                 problem = why_not_to_run(self._program) or ""
                 if not problem:
-                    _Trial(poller, self._program, self._environment, tried)
+                    self._trial = _Trial(poller, self._program, self._environment, tried)
                     return
             except OSError as error:
                 problem = str(error)
@@ -145,7 +151,7 @@ class _Trial:
         self._file = program[0]
         self._then = then
         self._answer = b""
-        self._over = False
+        self.over = False
         self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             # Not our standard input: Python does not start where that is a directory.
@@ -177,12 +183,12 @@ class _Trial:
             self._end(f"it can't go on with our connections: {self._answer[-_EXCERPT:]!a}")
 
     def _expire(self) -> None:
-        if not self._over:
+        if not self.over:
             self._poller.unwatch(self._pipe)
             self._end(f"it did not say in {TRIAL:g} seconds which connections it can go on with")
 
     def _end(self, problem: str | None) -> None:
-        self._over = True
+        self.over = True
         os.close(self._pipe)
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)

@@ -128,6 +128,8 @@ class Server:
         is finished within ``DRAIN``."""
         if self.stopping:
             return
+        # First, as in ``stop``: should anything fail in between, this is the end all the same.
+        self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
         self.stopping = True
         self._close_listeners()
         packer = Packer()
@@ -158,8 +160,6 @@ class Server:
             self._over = True
         elif problem is None:
             self._close_connections("no_room")
-        else:
-            self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
 
     def stop(self, reason: str) -> None:
         """Accept no more than what is in the queue and finish what was accepted, within ``DRAIN``;

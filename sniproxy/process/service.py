@@ -17,6 +17,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from socket import socket
 
 from sniproxy import __version__, flavour
+from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
 from sniproxy.log.sinks import SyslogSink, sink_of
 from sniproxy.process import processors, supervisor
@@ -180,7 +181,7 @@ class _Service:
         self._ready(adopted)
         server.run()
         # What can't be given back for want of memory, the kernel takes: this is the end.
-        with contextlib.suppress(MemoryError):
+        with contextlib.suppress(*NO_MEMORY):
             # One more signal must not find the loop half closed.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             handlers.close()
@@ -210,8 +211,8 @@ class _Service:
         try:
             self._log = self._open_log()
             self._work(channel, first.number)
-        except MemoryError:  # at its start: the supervisor says so, and tries again later
-            sys.exit(1)
+        except NO_MEMORY:  # at its start: the supervisor says so, and tries again later
+            os._exit(1)  # to raise anything could fail, too
         return False
 
     def _work(self, channel: Channel, number: int) -> None:
@@ -270,7 +271,7 @@ class _Service:
         adopted, _ = server.adopt([*parcels[first:], *parcels[:first]], share)
         report(supervisor.READY, adopted=adopted)
         server.run()
-        with contextlib.suppress(MemoryError):  # as above
+        with contextlib.suppress(*NO_MEMORY):  # as above
             server.close()
             channel.close()
 

@@ -23,6 +23,7 @@ from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
+from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel, Fields
@@ -128,7 +129,11 @@ class Supervisor:
         self._reason = ""
         """Why it is stopping, as long as workers are still to be told."""
         self._of_a_worker: Channel | None = None
+        self._renewal = renewal
+        self._strays = False
+        """Whether there may be processes whose number memory failed for when they were forked."""
         # From here on signals wait for ``run``.
+        self._blocked = True
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._handlers = SignalHandlers(self._poller)
         for number in (signal.SIGHUP, signal.SIGTERM):
@@ -146,7 +151,7 @@ class Supervisor:
         if self._of_a_worker is not None:
             return self._of_a_worker
         # What can't be given back for want of memory, the kernel takes: this is the end.
-        with contextlib.suppress(MemoryError):
+        with contextlib.suppress(*NO_MEMORY):
             # One more signal must not find the loop half closed.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             self._report_refusals()
@@ -169,13 +174,16 @@ class Supervisor:
             self._reason = ""
         if self._to_fork and not self._stopping and not self._renewal.under_way:
             # A signal must not find a fork half done.
+            self._blocked = True
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             while self._to_fork:
                 self._of_a_worker = self._fork(self._to_fork[0])
                 if self._of_a_worker is not None:
                     return True
                 del self._to_fork[0]
+        if self._blocked:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            self._blocked = False
         for event, question in list(self._questions.items()):
             if not question.awaited:
                 self._conclude(event, question)
@@ -194,8 +202,9 @@ class Supervisor:
             self._workers[number] = worker
             self._poller.attend(ours.fileno(), functools.partial(self._receive, worker))
             worker.pid = os.fork()
-        except (OSError, MemoryError) as error:
+        except (OSError, *NO_MEMORY) as error:
             # Should there be a process all the same, its channel ends, and so does it.
+            self._strays = self._strays or isinstance(error, NO_MEMORY)
             if number in self._workers:
                 self._let_go(self._workers[number])
             said = error.strerror if isinstance(error, OSError) else None
@@ -246,6 +255,17 @@ class Supervisor:
                     continue
                 worker.code = os.waitstatus_to_exitcode(status)
             self._ended(worker)
+        # A trial's process is reaped by who has started it.
+        if self._strays and not self._renewal.trying:
+            with contextlib.suppress(ChildProcessError):
+                self._reap_strays()
+
+    def _reap_strays(self) -> None:
+        known = {worker.pid for worker in self._workers.values()}
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in known:  # since we have looked: there is another signal
+                return
+            os.waitpid(ended.si_pid, 0)
 
     def _ended(self, worker: _Worker) -> None:
         while self._receive(worker):
