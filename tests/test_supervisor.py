@@ -23,19 +23,6 @@ def test_numbers_are_added_and_words_stand() -> None:
     assert total == {"reason": "SIGHUP", "open": 5, "more": 1}
 
 
-@pytest.mark.parametrize(
-    ("code", "how"),
-    [
-        (0, "status_0"),
-        (70, "status_70"),
-        (-signal.SIGKILL, "SIGKILL"),
-        (-(signal.SIGRTMIN + 3), f"signal_{signal.SIGRTMIN + 3}"),
-    ],
-)
-def test_how_a_worker_died(code: int, how: str) -> None:
-    assert supervisor._how(code) == how
-
-
 class Renewal:
     """Nothing is renewed here."""
 

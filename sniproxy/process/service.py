@@ -39,6 +39,7 @@ from sniproxy.process.server import CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.supervisor import Supervisor
+from sniproxy.process.worker import NOBODY
 from sniproxy.resolver.hosts import Hosts
 
 _STANDARD_ERROR = 2
@@ -205,13 +206,16 @@ class _Service:
             parcels=bool(self._parcels),
         )
         self._log_start()
-        channel = first.run()
-        if channel is None:
-            return first.handed_over
         try:
+            channel = first.run()
+            if channel is None:
+                return first.handed_over
             self._log = self._open_log()
             self._work(channel, first.number)
-        except NO_MEMORY:  # at its start: the supervisor says so, and tries again later
+        except NO_MEMORY:
+            if first.number == NOBODY:
+                raise
+            # At a worker's start: the supervisor says so, and tries again later.
             os._exit(1)  # to raise anything could fail, too
         return False
 

@@ -31,6 +31,7 @@ from sniproxy.process.parcel import Parcel
 from sniproxy.process.renewal import Renewal
 from sniproxy.process.server import CROWDED, DRAIN, FLUSH
 from sniproxy.process.signals import SIGNALS, SignalHandlers
+from sniproxy.process.worker import NOBODY, Worker
 
 READY, PARCEL = "ready", "parcel"
 STOP, STOP_NOW, SUMS, LOOK = "stop", "stop_now", "totals", "look"
@@ -56,28 +57,8 @@ connections wait for it."""
 GRACE = 0.3
 """Seconds after ``DRAIN`` for workers to close what is left; then they are killed."""
 
-NOBODY = -1
-"""In place of a worker's number."""
-
 _LAST_WORDS = (HANDED_OVER, "connections_closed", "exit")
 _LOOK_AT_LAGGARDS = 0.1
-
-
-class _Worker:
-    """A worker process as the supervisor sees it."""
-
-    def __init__(self, number: int, channel: Channel) -> None:
-        self.number = number
-        self.channel = channel
-        self.started = time.monotonic()
-        self.told_to_look = float("-inf")
-        self.pid = NOBODY
-        self.code: int | None = None
-        """How it ended, as far as that is known."""
-        self.open = 0
-        """Connections, when it was last asked."""
-        self.patience = float("inf")
-        """When it is killed, while it hands over."""
 
 
 class _Question:
@@ -119,7 +100,7 @@ class Supervisor:
         self._later = self._poller.timers.later
         log.on_backlog = Sweep(self._later, FLUSH, log.flush).wake
         log.on_repeats = Sweep(self._later, PERIOD, log.report_repeats).wake
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Worker] = {}
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
         self._questions: dict[str, _Question] = {READY: _Question(set(range(count)))}
@@ -198,7 +179,7 @@ class Supervisor:
         try:
             ours, theirs = Channel.pair()
             # All is made before there is a process: none may be without a parent that knows it.
-            worker = _Worker(number, ours)
+            worker = Worker(number, ours)
             self._workers[number] = worker
             self._poller.attend(ours.fileno(), functools.partial(self._receive, worker))
             worker.pid = os.fork()
@@ -267,7 +248,7 @@ class Supervisor:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    def _ended(self, worker: _Worker) -> None:
+    def _ended(self, worker: Worker) -> None:
         while self._receive(worker):
             pass
         if not self._stopping or worker.code:
@@ -278,7 +259,7 @@ class Supervisor:
                 "worker_died",
                 worker=worker.number,
                 pid=worker.pid,
-                how="unknown" if worker.code is None else _how(worker.code),
+                how=worker.how_it_ended(),
                 again_in_seconds=again,
             )
         for event, question in self._questions.items():
@@ -288,13 +269,13 @@ class Supervisor:
             self._fork_later(worker.number)
         self._let_go(worker)
 
-    def _let_go(self, worker: _Worker) -> None:
+    def _let_go(self, worker: Worker) -> None:
         """Close the channel to a worker that is gone, and know it no more."""
         self._hear_no_more(worker)
         worker.channel.close()
         self._workers.pop(worker.number, None)
 
-    def _hear_no_more(self, worker: _Worker) -> None:
+    def _hear_no_more(self, worker: Worker) -> None:
         # Nothing but this takes it out of the epoll while a worker just forked has a copy.
         with contextlib.suppress(OSError):
             self._poller.unwatch(worker.channel.fileno())
@@ -302,7 +283,7 @@ class Supervisor:
 
     # What workers say.
 
-    def _receive(self, worker: _Worker) -> bool:
+    def _receive(self, worker: Worker) -> bool:
         """Take one message; say whether there was one."""
         try:
             message = worker.channel.receive()
@@ -341,17 +322,17 @@ class Supervisor:
                 return True
         elif event == READY:
             # It came too late to be asked to give up its copies of parcels.
-            _tell(worker, ADOPT)
+            worker.tell(ADOPT)
         worker.channel.done()
         return True
 
-    def _have_others_look(self, worker: _Worker) -> None:
+    def _have_others_look(self, worker: Worker) -> None:
         """Have the others accept what ``worker`` can't, not more often than it tries itself."""
         now = time.monotonic()
         for other in self._workers.values():
             if other is not worker and now - other.told_to_look >= PAUSE:
                 other.told_to_look = now
-                _tell(other, LOOK)
+                other.tell(LOOK)
 
     def _conclude(self, event: str, question: _Question) -> None:
         """Act on what all workers have said, or on what some have said in time."""
@@ -382,7 +363,7 @@ class Supervisor:
             self._later(ANSWER, question.awaited.clear)
             self._questions[event] = question
         for worker in self._workers.values():
-            _tell(worker, event, **fields)
+            worker.tell(event, last=event == STOP, **fields)
 
     def _ask_for_sums(self) -> None:
         self._ask(SUMS)
@@ -410,7 +391,7 @@ class Supervisor:
         self._stopping = self.handed_over = True
         for worker, share in zip(self._workers.values(), shares, strict=False):
             worker.patience = time.monotonic() + HANDING_OVER
-            _tell(worker, HAND_OVER, most=share)
+            worker.tell(HAND_OVER, last=True, most=share)
 
     def stop(self, reason: str) -> None:
         if self._stopping:
@@ -420,7 +401,7 @@ class Supervisor:
         self._reason = reason
         self._stopping = True
 
-    def _pass_on(self, worker: _Worker, count: int) -> None:
+    def _pass_on(self, worker: Worker, count: int) -> None:
         """Have a parcel of a worker's kept."""
         try:
             if worker.channel.descriptor < 0:  # it did not fit, MSG_CTRUNC
@@ -456,7 +437,7 @@ class Supervisor:
         self._await_last_words()
         self.handed_over = False
         for worker in self._workers.values():
-            _tell(worker, STOP_NOW, reason=number.name)
+            worker.tell(STOP_NOW, last=True, reason=number.name)
         self._stopping = True
 
     def _await_last_words(self) -> None:
@@ -473,26 +454,6 @@ class Supervisor:
     def _fault(self, error: Exception) -> None:
         """Log an exception that nobody expected."""
         self._log.error("unexpected_error", type=type(error).__name__, error=error)
-
-
-def _tell(worker: _Worker, event: str, **fields: int | str) -> None:
-    """Send a message to a worker. One that hangs has not heard hundreds before; of those that come
-    then, only the order to stop must not be lost, and the end of the stream is one."""
-    try:
-        worker.channel.send(event, **fields)
-    except BlockingIOError:
-        if event in (STOP, STOP_NOW, HAND_OVER):
-            worker.channel.end()
-
-
-def _how(code: int) -> str:
-    """Say how a process ended: its status, or if negative the signal, as subprocess has them."""
-    if code >= 0:
-        return f"status_{code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal_{-code}"  # a real-time signal, most of which have no name
 
 
 def _sum(one: Fields, other: Fields) -> Fields:
