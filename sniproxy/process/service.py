@@ -206,18 +206,19 @@ class _Service:
             parcels=bool(self._parcels),
         )
         self._log_start()
+        status = 1
         try:
             channel = first.run()
             if channel is None:
                 return first.handed_over
             self._log = self._open_log()
             self._work(channel, first.number)
-        except NO_MEMORY:
+            status = 0
+        except NO_MEMORY:  # at a worker's start: the supervisor says so, and tries again later
             if first.number == NOBODY:
                 raise
-            # At a worker's start: the supervisor says so, and tries again later.
-            os._exit(1)  # to raise anything could fail, too
-        return False
+        # The interpreter's own end of a worker could fail for want of memory, too.
+        os._exit(status)
 
     def _work(self, channel: Channel, number: int) -> None:
         """Serve as one worker, as the supervisor says."""
