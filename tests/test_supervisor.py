@@ -42,6 +42,12 @@ class Renewal:
 
     under_way = False
 
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def ask(self, *_words: object) -> None:
+        self.asked += 1
+
 
 @pytest.fixture
 def first(tmp_path: pathlib.Path) -> Iterator[supervisor.Supervisor]:
@@ -109,3 +115,15 @@ def test_a_parcel_that_can_not_be_kept_is_told_of(
     assert other.recv(1) == b""
     other.close()
     assert (tmp_path / "log").read_text().count("event=connections_lost count=7") == 1
+
+
+def test_no_renewal_before_all_serve(first: supervisor.Supervisor) -> None:
+    """Else workers that could not be started at first never would be."""
+    renewed = cast("Renewal", first._renewal)
+    first._renew()
+    first._renew()
+    assert renewed.asked == 0
+    first._conclude(supervisor.READY, first._questions[supervisor.READY])
+    assert renewed.asked == 1
+    first._renew()
+    assert renewed.asked == 2
