@@ -19,8 +19,9 @@ Forwards each TLS connection, undecrypted, to the Unix socket ./HOST-NAME/tls-so
 name that the client asks for. The working directory is the hosts directory; standard input (or
 LISTEN_FDS) is the listening socket. There are no options but these:
 
-  --help     show this text and exit
-  --version  show the version and flavour and exit
+  --help               show this text and exit
+  --version            show the version and flavour and exit
+  --hand-over-formats  show which connections of another release it can go on with, and exit
 
 Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
 Environment:    SNIPROXY_LOG=error|info|connections, SNIPROXY_WORKERS=NUMBER

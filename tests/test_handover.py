@@ -14,7 +14,7 @@ import pytest
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import FAREWELL_PATIENCE, PATIENCE
 from sniproxy.dataplane.handover import adopt, hand_over
-from sniproxy.dataplane.relay import FINISHED, HALF_CLOSED_IDLE, SEVERED, End, Relay
+from sniproxy.dataplane.relay import FINISHED, HALF_CLOSED_IDLE, SEVERED, End
 from sniproxy.dataplane.state import (
     MOST,
     Arriving,
@@ -200,7 +200,7 @@ def test_what_is_in_a_pipe(before: Plane, after: Plane) -> None:
     assert now.unsent
     # The pipe is back, empty.
     pipes = before.connections.relay.pipes
-    assert pipes._count == len(pipes._idle)
+    assert pipes.count == len(pipes._idle)
     assert taken + after.read(stream, sent - len(taken)) == (BIG * (sent // len(BIG) + 1))[:sent]
     both_ways(after, client, stream)
 
@@ -234,9 +234,7 @@ def test_a_direction_that_has_ended(before: Plane, after: Plane, first: str, wai
     pass_on(before, after)
     (now,) = ends(after)
     assert now.client().ended == (FINISHED if first == "client" else 0)
-    assert now in after.connections.relay.half_closed or (
-        now.peer in after.connections.relay.half_closed
-    )
+    assert now in after.connections.relay.leaving
     other.setblocking(True)
     if not waiting:
         other.sendall(b"and yet")
@@ -245,7 +243,7 @@ def test_a_direction_that_has_ended(before: Plane, after: Plane, first: str, wai
     assert after.read(one, len(wrote) + 1) == wrote
     after.until(lambda: not after.connections.totals.open)
     assert "end=closed" in after.log
-    assert not after.connections.relay.half_closed
+    assert not after.connections.relay.leaving
 
 
 def test_a_half_closed_connection_still_idles_out(before: Plane, after: Plane) -> None:
@@ -609,7 +607,9 @@ def test_one_that_can_not_be_watched_ends_and_leaves_nothing(
     assert len(after.connections.undecided) == len(after.connections.farewells) == 0
     assert all(one.fileno() < 0 for one in sockets)
     assert after.poller.watchers() == []
-    assert after.log.count("event=unexpected_error") == 1
+    assert not after.connections.relay.leaving
+    assert after.log.count("event=unexpected_error") + len(after.faults) == 1
+    after.faults.clear()
     assert outer.recv(10) == b""
     outer.close()
 
@@ -617,20 +617,21 @@ def test_one_that_can_not_be_watched_ends_and_leaves_nothing(
 def test_one_that_fails_when_it_is_watched_already(
     after: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_relay: Relay, _end: End) -> None:
+    def fail(*_words: object) -> None:
         raise MemoryError
 
     client, outer = pair(tcp=True)
     backend, inner = pair(tcp=False)
     state = Relayed("", "", 1.0, 0.0, IDLE, Direction(0, FINISHED, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(Relay, "half_close", fail)
+        patch.setattr("sniproxy.dataplane.sweep.Leaving.start", fail)
         assert not adopt(after.connections, Carried(state, [client, backend], b""))
+    assert type(after.faults.pop()) is MemoryError
     assert inner.recv(10) == b""
     outer.close()
     after.until(lambda: not after.connections.totals.open)
     assert after.poller.watchers() == []
-    assert not after.connections.relay.half_closed
+    assert not after.connections.relay.leaving
     inner.close()
 
 

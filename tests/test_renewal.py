@@ -1,6 +1,6 @@
 """When the next process is asked for: how much goes at once, and what keeps it from going."""
 
-import asyncio
+import os
 import pathlib
 import resource
 import socket
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sniproxy.dataplane.poller import Poller
 from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
 from sniproxy.process import renewal
@@ -29,9 +30,8 @@ class Owner:
         self.shares: Sequence[int] | None = None
         self.stopped = ""
 
-    async def counts(self) -> list[int]:
-        await asyncio.sleep(0)
-        return list(self.left.pop(0) if len(self.left) > 1 else self.left[0])
+    def count(self, then: Callable[[list[int]], object]) -> None:
+        then(list(self.left.pop(0) if len(self.left) > 1 else self.left[0]))
 
     def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
         self.shares = shares
@@ -47,15 +47,19 @@ class Attempt:
         self.owner = owner
         path = folder / "log"
         with path.open("wb", buffering=0) as file:
-            loop = asyncio.new_event_loop()
+            faults: list[Exception] = []
+            poller = Poller(faults.append)
             for _ in range(asked):
-                one.ask(loop, owner, Log(FileSink(file.fileno())))
-            assert one.under_way
-            assert one._task is not None
-            loop.run_until_complete(one._task)
-            assert not one.under_way
-            one.close(loop)
-            loop.close()
+                one.ask(poller, owner, Log(FileSink(file.fileno())))
+            # What was not begun can be asked for once more; what was is the end of this process.
+            poller.run(lambda: not one.under_way or owner.shares is not None or owner.stopped != "")
+            assert one.under_way == (owner.shares is not None or owner.stopped != "")
+            assert poller.watchers() == []
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            one.close()
+            poller.close()
+            assert not faults
         self.log = path.read_text()
 
 
@@ -90,20 +94,27 @@ def test_a_program_that_does_not(
 def test_a_program_that_hangs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renewal, "TRIAL", 0.05)
     one = Attempt(tmp_path, Renewal({}, ["/bin/sh", "-c", "exec sleep 600"]), Owner([3]))
-    assert "it did not say what it is in 0.05 seconds" in one.log
+    assert "/bin/sh: it did not say in 0.05 seconds which connections" in one.log
     assert one.owner.shares is None
 
 
 def test_left_off_in_the_middle() -> None:
     """The program on trial goes with it."""
-    one, loop = Renewal({}, ["/bin/sh", "-c", "exec sleep 600"]), asyncio.new_event_loop()
-    owner = Owner([3])
-    one.ask(loop, owner, Log(FileSink(2)))
-    loop.run_until_complete(asyncio.sleep(0))
-    one.close(loop)
-    assert not one.under_way
+    faults: list[Exception] = []
+    poller, owner = Poller(faults.append), Owner([3])
+    one = Renewal({}, ["/bin/sh", "-c", "exec sleep 600"])
+    before = len(os.listdir("/proc/self/fd"))
+    one.ask(poller, owner, Log(FileSink(2)))
+    assert one.under_way
+    one.close()
+    one.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert poller.watchers() == []
     assert owner.shares is None
-    loop.close()
+    poller.close()
+    assert not faults
 
 
 def test_too_many_wait_until_there_are_fewer(

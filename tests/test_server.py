@@ -214,7 +214,7 @@ def handed_over(reports: Reports) -> dict[str, object]:
 
 
 def test_what_is_kept_has_gone(
-    server: Server, listening: socket.socket, backend: Backend, reports: Reports
+    server: Server, tell: Tell, listening: socket.socket, backend: Backend, reports: Reports
 ) -> None:
     pairs: list[socket.socket] = []
     parcels: list[Parcel] = []
@@ -224,10 +224,10 @@ def test_what_is_kept_has_gone(
 
     run(
         server,
+        tell,
         lambda: pairs.extend(busy(listening, backend, 20)),
-        lambda: server.loop.call_soon_threadsafe(server.hand_over, keep, 1000),
+        lambda: tell(lambda: server.hand_over(keep, 1000)),
     )
-    server.close()
     assert handed_over(reports) == {"count": 20, "left": 0}
     assert sum(parcel.count for parcel in parcels) == 20
     for parcel in parcels:
@@ -243,6 +243,7 @@ def test_what_is_kept_has_gone(
 
 def test_what_nobody_keeps_goes_on_here(
     server: Server,
+    tell: Tell,
     listening: socket.socket,
     backend: Backend,
     reports: Reports,
@@ -254,15 +255,14 @@ def test_what_nobody_keeps_goes_on_here(
         raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
 
     def still() -> None:
-        server.loop.call_soon_threadsafe(server.hand_over, keep, 1000)
+        tell(lambda: server.hand_over(keep, 1000))
         for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
             client.sendall(b"x")
             assert stream.recv(1) == b"x"
             client.close()
             stream.close()
 
-    run(server, lambda: pairs.extend(busy(listening, backend, 20)), still)
-    server.close()
+    run(server, tell, lambda: pairs.extend(busy(listening, backend, 20)), still)
     assert handed_over(reports) == {"count": 0, "left": 20}
     log = (tmp_path / "log").read_text()
     assert log.count("event=not_handed_over") == 1
@@ -272,6 +272,7 @@ def test_what_nobody_keeps_goes_on_here(
 
 def test_an_unexpected_error_leaves_all_where_it_is(
     server: Server,
+    tell: Tell,
     listening: socket.socket,
     backend: Backend,
     reports: Reports,
@@ -284,7 +285,7 @@ def test_an_unexpected_error_leaves_all_where_it_is(
         raise MemoryError
 
     def still() -> None:
-        server.loop.call_soon_threadsafe(server.hand_over, fail, 1000)
+        tell(lambda: server.hand_over(fail, 1000))
         for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
             client.sendall(b"x")
             assert stream.recv(1) == b"x"
@@ -292,23 +293,22 @@ def test_an_unexpected_error_leaves_all_where_it_is(
             stream.close()
 
     monkeypatch.setattr("sniproxy.process.server.Packer.put", fail)
-    run(server, lambda: pairs.extend(busy(listening, backend, 5)), still)
-    server.close()
+    run(server, tell, lambda: pairs.extend(busy(listening, backend, 5)), still)
     assert handed_over(reports) == {"count": 0, "left": 5}
     assert "MemoryError" in (tmp_path / "log").read_text()
 
 
 def test_what_does_not_fit_is_closed_at_once(
-    server: Server, listening: socket.socket, backend: Backend, reports: Reports
+    server: Server, tell: Tell, listening: socket.socket, backend: Backend, reports: Reports
 ) -> None:
     """The others wait for us."""
     pairs: list[socket.socket] = []
     run(
         server,
+        tell,
         lambda: pairs.extend(busy(listening, backend, 5)),
-        lambda: server.loop.call_soon_threadsafe(server.hand_over, lambda _: None, 6),
+        lambda: tell(lambda: server.hand_over(lambda _: None, 6)),
     )
-    server.close()
     assert handed_over(reports) == {"count": 2, "left": 3}
     assert ("connections_closed", {"count": 3, "reason": "no_room"}) in reports
     for one in pairs:

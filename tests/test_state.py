@@ -1,6 +1,7 @@
 """The format in which connections travel: what is written is read, and nothing else is."""
 
 import math
+import socket
 import struct
 
 import pytest
@@ -34,7 +35,7 @@ addresses = st.one_of(
     st.just(""),
     st.tuples(st.ip_addresses(v=4).map(str), st.integers(0, 65535)),
     st.tuples(
-        st.ip_addresses(v=6).map(str),
+        st.ip_addresses(v=6).map(lambda one: socket.inet_ntop(socket.AF_INET6, one.packed)),
         st.integers(0, 65535),
         st.integers(0, 2**20 - 1),
         st.integers(0, 2**32 - 1),

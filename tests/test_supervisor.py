@@ -12,6 +12,7 @@ import pytest
 from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
 from sniproxy.process import renewal, supervisor
+from sniproxy.process.channel import Channel
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.signals import SIGNALS
 
@@ -28,8 +29,11 @@ class Renewal:
 
     under_way = False
 
-    def close(self, loop: object) -> None:
-        """Nothing has been begun."""
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def ask(self, *_words: object) -> None:
+        self.asked += 1
 
 
 @pytest.fixture
@@ -47,10 +51,23 @@ def first(tmp_path: pathlib.Path) -> Iterator[supervisor.Supervisor]:
         )
         yield made
     made._handlers.close()
-    made._loop.close()
+    made._poller.close()
     for number, handler in before.items():
         signal.signal(number, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def receive_parcel(first: supervisor.Supervisor, one: socket.socket, *, there: bool = True) -> None:
+    """Send a parcel as a worker does, with its descriptor or as if that had not fitted."""
+    ours, theirs = Channel.pair()
+    if there:
+        theirs.send_descriptor(supervisor.PARCEL, one.fileno(), count=7)
+    else:
+        theirs.send(supervisor.PARCEL, count=7)
+    one.close()
+    assert first._receive(supervisor._Worker(0, ours, 0.0))
+    theirs.close()
+    ours.close()
 
 
 def test_a_parcel_goes_where_it_is_kept(
@@ -63,7 +80,7 @@ def test_a_parcel_goes_where_it_is_kept(
 
     first._keep = keep
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    first._receive_parcel({"descriptor": one.detach(), "count": 7})
+    receive_parcel(first, one)
     assert kept == [(7, True)]
     # Our copy is closed whatever becomes of it.
     assert other.recv(1) == b""
@@ -79,13 +96,21 @@ def test_a_parcel_that_can_not_be_kept_is_told_of(
         raise OSError(errno.ENOSPC, "no room")
 
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fields: dict[str, int | str] = {"count": 7}
-    if why != "no_descriptor":
-        fields["descriptor"] = one.detach()
-    if why == "refused":
+    if why != "nobody":
         first._keep = refuse
-    first._receive_parcel(fields)
-    one.close()
+    receive_parcel(first, one, there=why != "no_descriptor")
     assert other.recv(1) == b""
     other.close()
     assert (tmp_path / "log").read_text().count("event=connections_lost count=7") == 1
+
+
+def test_no_renewal_before_all_serve(first: supervisor.Supervisor) -> None:
+    """Else workers that could not be started at first never would be."""
+    renewed = cast("Renewal", first._renewal)
+    first._renew()
+    first._renew()
+    assert renewed.asked == 0
+    first._conclude(supervisor.READY, first._questions[supervisor.READY])
+    assert renewed.asked == 1
+    first._renew()
+    assert renewed.asked == 2

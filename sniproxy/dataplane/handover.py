@@ -95,7 +95,7 @@ def adopt(connections: Connections, carried: Carried) -> bool:
     client = carried.sockets[0]
     try:
         connections.totals.clients.add(client)
-        _go_on(connections, client, carried)
+        return _go_on(connections, client, carried)
     except Exception as error:  # one connection ends here, no more
         for one in carried.sockets:
             connections.poller.forget(one.fileno())
@@ -103,23 +103,22 @@ def adopt(connections: Connections, carried: Carried) -> bool:
         connections.close(client)
         connections.fault(error)
         return False
-    return True
 
 
-def _go_on(connections: Connections, client: SocketType, carried: Carried) -> None:
-    state = carried.state
+def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bool:
+    """Make of it what it was. Whatever fails then is the end of one that knows how to end."""
+    guard, state = connections.poller.guard, carried.state
     if isinstance(state, Leaving):
-        Farewell(connections, client, limit=state.left, watched=False).begin()
-        return
+        farewell = Farewell(connections, client, limit=state.left, watched=False)
+        return guard(farewell, farewell.begin)
     accepted_at = state.accepted_at or connections.clock()
     arrival = Arrival(connections, client, state.address, accepted_at)
     if isinstance(state, Arriving):
-        connections.poller.guard(arrival, functools.partial(arrival.go_on, carried.unsent))
-        return
+        return guard(arrival, functools.partial(arrival.go_on, carried.unsent))
     arrival.host, arrival.decided_at = state.host, state.decided_at or None
     record = arrival if connections.log.connections else None
     end = connections.relay.join(client, carried.sockets[1], record, watched=False)
-    relay_on(end, state, carried.unsent)
+    return guard(end, functools.partial(relay_on, end, state, carried.unsent))
 
 
 def relay_on(client: End, state: Relayed, unsent: bytes) -> None:

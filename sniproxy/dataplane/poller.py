@@ -194,14 +194,17 @@ class Poller:
                 self.guard(watcher, watcher.resume)
         self.timers.run()
 
-    def guard(self, watcher: Watcher, act: Callable[[], object]) -> None:
-        """Do something of a watcher's: what it raises is the end of that one, and no more."""
+    def guard(self, watcher: Watcher, act: Callable[[], object]) -> bool:
+        """Do something of a watcher's: what it raises is the end of that one, and no more. Say
+        whether it was done."""
         try:
             act()
         except Exception as error:  # one connection ends here, no more
             self._broken[self._broken_count] = watcher
             self._broken_count += 1
             self._mend(error)
+            return False
+        return True
 
     def _mend(self, error: Exception | None = None) -> None:
         """Abandon those that have raised. MemoryError goes through, to the end of this turn: until

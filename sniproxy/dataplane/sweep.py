@@ -48,7 +48,7 @@ class Countdown(Generic[T]):
 
     __slots__ = ("_deadlines", "_expire", "_in_order", "_latest", "_seconds")
 
-    def __init__(self, seconds: float, expire: Callable[[T], None]) -> None:
+    def __init__(self, seconds: float, expire: Callable[[T], object]) -> None:
         self._seconds = seconds
         self._expire = expire
         self._deadlines: OrderedDict[T, float] = OrderedDict()
@@ -117,7 +117,7 @@ class Leaving:
         later: Later,
         interval: float,
         clock: Callable[[], float],
-        expire: Callable[[Leaver], None],
+        expire: Callable[[Leaver], object],
     ) -> None:
         self._clock = clock
         self._expire = expire

@@ -6,6 +6,7 @@ is run anew in it by execve(2), so that whoever started us sees no change. Eithe
 up a connection before it is known that somebody will go on with it.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -70,6 +71,11 @@ class Renewal:
         """Whether a program that was asked what it is has not answered yet."""
         return self._trial is not None and not self._trial.over
 
+    def close(self) -> None:
+        """End the program that is on trial: it goes with us."""
+        if self._trial is not None:
+            self._trial.close()
+
     def ask(self, poller: Poller, owner: Owner, log: Log) -> None:
         """Begin, unless it has been begun."""
         if self.under_way:
@@ -120,10 +126,11 @@ class Renewal:
         problem = "it is not known which file to run: start it by an absolute path"
         if self._program is not None:
             try:
-                problem = why_not_to_run(self._program) or ""
-                if not problem:
+                others = why_not_to_run(self._program)
+                if others is None:
                     self._trial = _Trial(poller, self._program, self._environment, tried)
                     return
+                problem = f"not safe to run: {others}"
             except OSError as error:
                 problem = str(error)
         tried(problem)
@@ -168,31 +175,43 @@ class _Trial:
             raise
         finally:
             os.close(theirs)
-        poller.timers.later(TRIAL, self._expire)
-        poller.attend(self._pipe, self._read)
+        try:
+            poller.timers.later(TRIAL, self._expire)
+            poller.attend(self._pipe, self._read)
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self) -> None:
         some = os.read(self._pipe, _LONGEST_ANSWER)
         self._answer += some
         if some and len(self._answer) < _LONGEST_ANSWER:
             return
-        self._poller.unwatch(self._pipe)
-        if reads_ours(self._answer.decode("utf-8", "replace")):
-            self._end(None)
-        else:
-            self._end(f"it can't go on with our connections: {self._answer[-_EXCERPT:]!a}")
+        problem = None
+        if not reads_ours(self._answer.decode("utf-8", "replace")):
+            said = ascii(self._answer[-_EXCERPT:])
+            problem = f"{self._file}: it can't go on with our connections: {said}"
+        self.close()
+        self._then(problem)
 
     def _expire(self) -> None:
         if not self.over:
-            self._poller.unwatch(self._pipe)
-            self._end(f"it did not say in {TRIAL:g} seconds which connections it can go on with")
+            problem = f"it did not say in {TRIAL:g} seconds which connections it can go on with"
+            problem = f"{self._file}: {problem}"
+            self.close()
+            self._then(problem)
 
-    def _end(self, problem: str | None) -> None:
+    def close(self) -> None:
+        """End it. Done again, it changes nothing."""
+        if self.over:
+            return
         self.over = True
+        # Whoever it has started may have a copy, which would keep ours registered.
+        with contextlib.suppress(OSError, ValueError):  # not yet, or no longer
+            self._poller.unwatch(self._pipe)
         os.close(self._pipe)
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        self._then(None if problem is None else f"{self._file}: {problem}")
 
 
 def _needs(count: int) -> int:

@@ -54,6 +54,8 @@ def serve(environment: MutableMapping[str, str]) -> int:
     Raises ``NoListeningSocket``, and OSError where the hosts directory can't be entered.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # Where whoever started us ignored it, nobody could wait for a process of ours.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         service = _Service(environment)
         status = service.run()
@@ -92,6 +94,7 @@ class _Service:
     def run(self) -> int | None:
         """Serve; give the exit status, or None where the program is to be run anew."""
         handed_over = self._run_alone() if self._count == 1 else self._run_workers()
+        self._renewal.close()
         if not handed_over:
             return 0
         if self._renewal.store.managed:
@@ -143,8 +146,8 @@ class _Service:
         """Tell that we serve, ``adopted`` connections of the process before us among others."""
         if self._parcels:
             passed = sum(parcel.count for parcel in self._parcels)
-            self._log_start(adopted=adopted, lost=max(0, passed - adopted))
             self._close_parcels()
+            self._log_start(adopted=adopted, lost=max(0, passed - adopted))
         self._renewal.store.remove({parcel.name for parcel in self._parcels})
         self._parcels = []
         notify("READY=1", self._environment)

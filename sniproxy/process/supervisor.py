@@ -89,6 +89,7 @@ class Supervisor:
         self._when_stopping = stopping
         self._renewal = renewal
         self._serving = False
+        self._to_renew = False
         self._parcels = parcels
         self._keep: Callable[[Parcel], None] | None = None
         self._counted: Callable[[list[int]], object] | None = None
@@ -121,8 +122,7 @@ class Supervisor:
             self._handlers.handle(number, functools.partial(self._stop, number))
         self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
         self._handlers.handle(signal.SIGUSR1, self._ask_for_sums)
-        renew = functools.partial(renewal.ask, self._poller, self, log)
-        self._handlers.handle(signal.SIGUSR2, renew)
+        self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
     def run(self) -> Channel | None:
@@ -343,8 +343,8 @@ class Supervisor:
         elif event in (READY, ADOPT):
             self._ready(int(question.fields.get("adopted", 0)))
             self._serving = True
-            if self._counted is not None:
-                self._ask(COUNT)
+            if self._to_renew:
+                self._renew()
         elif event == COUNT:
             then, self._counted = self._counted, None
             if then is not None:
@@ -376,11 +376,16 @@ class Supervisor:
 
     # The next process (``renewal.Owner``).
 
-    def count(self, then: Callable[[list[int]], object]) -> None:
-        # Not before all serve: until then connections are in nobody's hands.
-        self._counted = then
+    def _renew(self) -> None:
+        # Not before all serve: until then connections are in nobody's hands, and workers that could
+        # not be started are still to be.
+        self._to_renew = True
         if self._serving:
-            self._ask(COUNT)
+            self._renewal.ask(self._poller, self, self._log)
+
+    def count(self, then: Callable[[list[int]], object]) -> None:
+        self._counted = then
+        self._ask(COUNT)
 
     def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
         if self._stopping:
@@ -406,10 +411,11 @@ class Supervisor:
         try:
             if worker.channel.descriptor < 0:  # it did not fit, MSG_CTRUNC
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if self._keep is None:
+                raise OSError(errno.EPERM, "nobody has asked for it")
             one = socket(fileno=worker.channel.descriptor)
             try:
-                if self._keep is not None:
-                    self._keep(Parcel(one, count))
+                self._keep(Parcel(one, count))
             finally:
                 one.detach()
         except OSError as error:

@@ -79,9 +79,11 @@ def start_it(program: Program, start: Start, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Proxy, "__init__", begin)
 
-    def started(**options: object) -> Proxy:
+    def started(*, at_once: bool = False, **options: object) -> Proxy:
         proxy = start(**({"SNIPROXY_LOG": "connections"} | options))
         wait_for(proxy, "event=start")
+        if at_once:
+            return proxy
         workers = int(proxy.environment["SNIPROXY_WORKERS"])
         wait_until(lambda: len(children(proxy.process.pid)) == (workers if workers > 1 else 0))
         return proxy
@@ -328,6 +330,35 @@ def started_at(pid: int) -> bytes:
     """Tell one program in a process from the next: by the random bytes that the kernel gives each
     (AT_RANDOM's address, getauxval(3)), or where its stack is."""
     return pathlib.Path(f"/proc/{pid}/auxv").read_bytes()
+
+
+def test_where_processes_that_end_are_ignored(
+    start_it: Start, backend_of: Callable[..., Backend]
+) -> None:
+    """SIGCHLD, by whoever has started it: the program on trial is still waited for."""
+    proxy = start_it(preexec=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    pair = relayed(proxy, backend_of(proxy.directory("a.example")))
+    for _ in range(2):
+        renew(proxy)
+        both_ways(pair)
+    assert "unexpected_error" not in proxy.log
+    close(pair)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.05])
+def test_while_workers_still_start(
+    start_it: Start, backend_of: Callable[..., Backend], pause: float
+) -> None:
+    """From the first line of the log on it is taken; nobody is refused for it."""
+    proxy = start_it(at_once=True)
+    time.sleep(pause)
+    proxy.process.send_signal(signal.SIGUSR2)
+    backend = backend_of(proxy.directory("a.example"))
+    pair = relayed(proxy, backend)
+    wait_until(lambda: starts(proxy) == 2)
+    both_ways(pair, another := relayed(proxy, backend))
+    close(pair, another)
+    assert proxy.stop(signal.SIGTERM) == 0
 
 
 # What can be wrong with the new program.
