@@ -82,7 +82,7 @@ class Renewal:
                 owner.count(decide)
             else:
                 self.under_way = False
-                log.error("not_renewed", problem=problem)
+                log.reply_error("not_renewed", problem=problem)
 
         def decide(counts: list[int]) -> None:
             parcels = sum(count // _CONNECTIONS_OF_A_PARCEL + 1 for count in counts)
