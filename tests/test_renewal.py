@@ -91,6 +91,18 @@ def test_a_program_that_does_not(
     assert problem in one.log
 
 
+def test_who_asks_again_is_told_again(tmp_path: pathlib.Path) -> None:
+    """Not counted, as faults are that nobody has asked for."""
+    path = tmp_path / "log"
+    poller, one = Poller(lambda error: None), Renewal({}, None)
+    with path.open("wb", buffering=0) as file:
+        log = Log(FileSink(file.fileno()))
+        for _ in range(3):
+            one.ask(poller, Owner([3]), log)
+    assert path.read_text().count("event=not_renewed") == 3
+    poller.close()
+
+
 def test_a_program_that_hangs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renewal, "TRIAL", 0.05)
     one = Attempt(tmp_path, Renewal({}, ["/bin/sh", "-c", "exec sleep 600"]), Owner([3]))

@@ -137,6 +137,10 @@ class Log:
         """Log what somebody has just asked for, whatever the level."""
         self._log(Priority.INFO, event, fields)
 
+    def reply_error(self, event: str, **fields: object) -> None:
+        """Log why what somebody has just asked for is not done: each time that it is asked for."""
+        self._log(Priority.ERROR, event, fields)
+
     def connection(self, **fields: object) -> None:
         if self.connections:
             self._log(Priority.INFO, "connection", fields)

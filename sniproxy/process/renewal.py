@@ -87,7 +87,7 @@ class Renewal:
                 owner.count(find_room)
             else:
                 self.under_way = False
-                log.error("not_renewed", problem=problem)
+                log.reply_error("not_renewed", problem=problem)
 
         def find_room(counts: list[int]) -> None:
             if not self.store.managed:

@@ -308,9 +308,9 @@ class RelayMachine(RuleBasedStateMachine):
                 if connection.parting is not None:
                     connection.parting.setblocking(False)
             assert not [one for one in old[0].watchers() if isinstance(one, End)]
-            assert not old[1].half_closed
+            assert not old[1].leaving
             old[1].pipes.close()
-            assert not old[1].pipes._count
+            assert not old[1].pipes.count
             old[0].close()
         records = iter([end.record for end in leaving])
         for parcel in packer.parcels:
