@@ -1,6 +1,9 @@
 """The words for how a connection was lost."""
 
 import errno
+import os
+import socket
+import struct
 
 import pytest
 
@@ -28,3 +31,15 @@ def test_whatever_the_error_the_words_are_few() -> None:
     assert len(CLIENT_LOST) == 4
     assert lost("backend") == lost("backend", errno.ECONNRESET) == "reset_by_backend"
     assert not any("backend" in how for how in CLIENT_LOST)
+
+
+def test_a_shutdown_after_a_reset_is_a_reset() -> None:
+    """Where the backend's end is passed on before the client's reset has been seen."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        inner, _ = listening.accept()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    with inner, pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)) as raised:
+        inner.shutdown(socket.SHUT_WR)
+    assert lost("client", raised.value.errno) == "reset_by_client"

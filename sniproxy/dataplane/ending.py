@@ -15,6 +15,8 @@ _WORDS = {
     errno.ECONNABORTED: _RESET,
     errno.ECONNREFUSED: _RESET,
     errno.EPIPE: _RESET,
+    # What a shutdown says of one that has been reset.
+    errno.ENOTCONN: _RESET,
     errno.ETIMEDOUT: "{}_timed_out",
     # What ICMP says becomes these, icmp(7) and net/ipv4/icmp.c.
     errno.ENETUNREACH: _UNREACHABLE,
