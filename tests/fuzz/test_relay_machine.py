@@ -304,6 +304,7 @@ class RelayMachine(RuleBasedStateMachine):
             self.relay = Relay(self.poller, self.ended, lambda: self.now, self.later)
             for end in leaving:
                 old[1].part(end)
+                end.socket.close()
             for connection in self.all:
                 if connection.parting is not None:
                     connection.parting.setblocking(False)
