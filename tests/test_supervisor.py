@@ -15,6 +15,7 @@ from sniproxy.process import renewal, supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.signals import SIGNALS
+from sniproxy.process.worker import Worker
 
 
 def test_numbers_are_added_and_words_stand() -> None:
@@ -65,7 +66,7 @@ def receive_parcel(first: supervisor.Supervisor, one: socket.socket, *, there: b
     else:
         theirs.send(supervisor.PARCEL, count=7)
     one.close()
-    assert first._receive(supervisor._Worker(0, ours, 0.0))
+    assert first._receive(Worker(0, ours, 0.0))
     theirs.close()
     ours.close()
 
