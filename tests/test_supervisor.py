@@ -66,7 +66,7 @@ def receive_parcel(first: supervisor.Supervisor, one: socket.socket, *, there: b
     else:
         theirs.send(supervisor.PARCEL, count=7)
     one.close()
-    assert first._receive(Worker(0, ours, 0.0))
+    assert first._receive(Worker(0, ours))
     theirs.close()
     ours.close()
 
