@@ -1,9 +1,8 @@
 """What takes the place of the standard library's ``logging`` in the executable.
 
-Only the standard library's own messages would come here (asyncio's, above all), and the real one
-would print them, with a traceback, to standard error: under inetd and systemd that may be the
-listening socket itself. The program has a log of its own (``sniproxy.log.log``), to which the
-faults of asyncio's loop go as well. So these are dropped.
+Only the standard library's own messages would come here, and the real one would print them, with a
+traceback, to standard error: under inetd and systemd that may be the listening socket itself. The
+program has a log of its own (``sniproxy.log.log``). So these are dropped.
 """
 
 DEBUG, INFO, WARNING, ERROR, CRITICAL = 10, 20, 30, 40, 50
