@@ -169,3 +169,16 @@ def test_a_message_for_which_memory_fails_is_still_there() -> None:
         assert one.send("stop", reason="SIGTERM")
     one.close()
     other.close()
+
+
+def test_what_was_said_before_a_reset_is_heard() -> None:
+    """Who leaves with a message of ours unread has not taken back what it said."""
+    one, other = Channel.pair()
+    assert one.send("look")
+    assert other.send("parcel", count=7)
+    assert other.send("exit")
+    other.close()
+    assert taken(one) == ("parcel", {"count": 7})
+    assert taken(one) == ("exit", {})
+    assert one.receive() is None
+    one.close()

@@ -271,7 +271,10 @@ class Listener:
         """
         if alone:
             begin_no_more(self._socket)
-            self._connections.later(HANDSHAKE, self._empty)
+            if self._family == socket.AF_UNIX:  # it has no handshakes, and is readable from now on
+                self._empty()
+            else:
+                self._connections.later(HANDSHAKE, self._empty)
         else:
             self._connections.later(LAST_CALL, self._leave)
             self._empty()

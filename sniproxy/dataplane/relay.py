@@ -279,7 +279,7 @@ class End:
             if peer.unsent is not None or peer.pipe is not None:
                 peer.flush()
         if self.reading and mask & ~WRITE:
-            self.pump(mask & HANG_UP != 0)
+            self.pump(self.stops_short or mask & HANG_UP != 0)
         # No read tells of an error that came with the end of the stream, or while we don't read.
         # An event may be stale; the socket itself knows.
         if mask & ERROR and self.ended != OVER:

@@ -83,6 +83,9 @@ class Channel:
                 self._received = data
             except BlockingIOError:
                 raise
+            except ConnectionResetError:
+                # It has left something of ours unread. That is told once; what it said is there.
+                return self.receive()
             except OSError:
                 return None
         if not self._received:

@@ -160,6 +160,8 @@ class _Trial:
         self._answer = b""
         self.over = False
         self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
+        # The poller may call where nothing is to be read.
+        os.set_blocking(self._pipe, False)
         try:
             # Not our standard input: Python does not start where that is a directory.
             standard = ((self._pipe, 0), (theirs, 1), (theirs, 2))
@@ -183,7 +185,10 @@ class _Trial:
             raise
 
     def _read(self) -> None:
-        some = os.read(self._pipe, _LONGEST_ANSWER)
+        try:
+            some = os.read(self._pipe, _LONGEST_ANSWER)
+        except BlockingIOError:
+            return
         self._answer += some
         if some and len(self._answer) < _LONGEST_ANSWER:
             return

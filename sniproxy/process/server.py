@@ -145,12 +145,13 @@ class Server:
             with parcel.socket:
                 try:
                     keep(parcel)
-                except OSError as error:
+                except Exception as error:  # whatever it is, these go on here
                     problem = error
                     count -= parcel.count
                     lost = parcel.count - self.adopt([parcel], parcel.count)[0]
                     if lost:
-                        self._log.error("connections_lost", count=lost, error=error.strerror)
+                        said = getattr(error, "strerror", None) or type(error).__name__
+                        self._log.error("connections_lost", count=lost, error=said)
         left = self.open()
         self._report("handed_over", count=count, left=left)
         if problem is not None:

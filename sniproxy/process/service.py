@@ -105,7 +105,12 @@ class _Service:
     def run_anew(self) -> None:
         """Run the program in this process. Returns where that fails: then all is as at a start."""
         self._log.close()
+        # What was closed at our start, too: no Python starts with a directory there.
+        ours = self._hosts.fileno()
+        closed = [fd for fd in (0, 1, 2) if fd != ours and same_file(fd, ours)]
         self._hosts.close()
+        for fd in closed:
+            os.close(fd)
         parcels = self._renewal.parcels
         pass_on(self._environment, self._listening, self._names, self._standard, parcels)
         if self._bound_by_us:

@@ -87,7 +87,6 @@ class Supervisor:
         self._log = log
         self._ready = ready
         self._when_stopping = stopping
-        self._renewal = renewal
         self._serving = False
         self._to_renew = False
         self._parcels = parcels
@@ -346,9 +345,9 @@ class Supervisor:
             if self._to_renew:
                 self._renew()
         elif event == COUNT:
-            then, self._counted = self._counted, None
-            if then is not None:
-                then([worker.open for worker in self._workers.values()])
+            if self._counted is not None:
+                self._counted([worker.open for worker in self._workers.values()])
+                self._counted = None
         elif event == SUMS:
             # Somebody has just asked for it.
             self._log.reply(event, **question.fields)
@@ -393,10 +392,10 @@ class Supervisor:
         self._later(_LOOK_AT_LAGGARDS, self._kill_who_hangs)
         self._await_last_words()
         self._keep = keep
-        self._stopping = self.handed_over = True
         for worker, share in zip(self._workers.values(), shares, strict=False):
             worker.patience = time.monotonic() + HANDING_OVER
             worker.tell(HAND_OVER, last=True, most=share)
+        self._stopping = self.handed_over = True
 
     def stop(self, reason: str) -> None:
         if self._stopping:

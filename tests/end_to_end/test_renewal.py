@@ -262,6 +262,23 @@ def test_inetd_style(
     check(process, None, listening, backend)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_with_closed_standard_descriptors(
+    proxy: Proxy, program: Program, workers: str, backend: Backend, closed: str
+) -> None:
+    """What takes their place here is closed again for the next program: none starts with it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *program.command],
+        stdin=listening,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=proxy.hosts,
+        env=os.environ | {"SNIPROXY_WORKERS": workers},
+    )
+    check(process, None, listening, backend)
+
+
 def test_by_sniproxy_listen(
     proxy: Proxy, program: Program, workers: str, backend: Backend, tmp_path: pathlib.Path
 ) -> None:
