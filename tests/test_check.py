@@ -19,12 +19,10 @@ from tests.processes import in_child
 
 
 @pytest.fixture
-def hosts(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def hosts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """Enter a hosts directory, and leave it at the end."""
-    before = pathlib.Path.cwd()
-    os.chdir(tmp_path)
-    yield tmp_path
-    os.chdir(before)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def listen(directory: pathlib.Path, kind: int = socket.SOCK_STREAM) -> socket.socket:

@@ -55,14 +55,19 @@ def pass_on(before: Plane, after: Plane, most: int = EVERYTHING) -> int:
     """Hand over from one plane to another; give how many were given away."""
     packer = Packer()
     count = hand_over(before.connections, packer.put, most)
+    deliver(packer, after)
+    return count
+
+
+def deliver(packer: Packer, after: Plane) -> None:
+    """Have a plane adopt all that was put."""
     packer.close()
     for parcel in packer.parcels:
         with parcel.socket:
-            while (message := take(parcel.socket, before.clock.now)) is not None:
+            while (message := take(parcel.socket, after.clock.now)) is not None:
                 assert not message.lost, message.problem
                 for carried in message.connections:
                     assert adopt(after.connections, carried)
-    return count
 
 
 def relay(plane: Plane, backend: Backend) -> tuple[socket.socket, socket.socket, End]:
@@ -483,15 +488,10 @@ def test_what_was_not_put_goes_on_here(before: Plane, after: Plane, messages: in
     full = Full(messages)
     with pytest.raises(OSError, match=os.strerror(errno.ETOOMANYREFS)):
         hand_over(before.connections, full.put, EVERYTHING)
-    full.packer.close()
+    deliver(full.packer, after)
     gone = 22 - before.connections.totals.open
     assert gone == sum(parcel.count for parcel in full.packer.parcels)
     assert (gone > 0) == (messages > 0)
-    for parcel in full.packer.parcels:
-        with parcel.socket:
-            while (message := take(parcel.socket, before.clock.now)) is not None:
-                for carried in message.connections:
-                    assert adopt(after.connections, carried)
     here = {one.socket.getpeername() for one in ends(before)}
     for one, other, _ in connections:
         both_ways(before if one.getsockname() in here else after, one, other)
@@ -533,16 +533,11 @@ def test_no_more_descriptors_than_there_may_be(before: Plane, after: Plane, most
         packer.put(carried)
 
     count = hand_over(before.connections, put, most)
-    packer.close()
+    deliver(packer, after)
     assert sum(passed) <= most
     assert count == sum(parcel.count for parcel in packer.parcels)
     assert count == 20 - before.connections.totals.open
     assert (count == 20) == (most > 50)
-    for parcel in packer.parcels:
-        with parcel.socket:
-            while (message := take(parcel.socket, before.clock.now)) is not None:
-                for carried in message.connections:
-                    assert adopt(after.connections, carried)
     here = {one.socket.getpeername() for one in ends(before)}
     for client, stream, _ in connections:
         both_ways(before if client.getsockname() in here else after, client, stream)

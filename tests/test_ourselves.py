@@ -5,7 +5,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,13 +13,11 @@ from tests.end_to_end.harness import Proxy, commands, wait_for
 
 
 @pytest.fixture
-def hosts(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def hosts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """Enter a hosts directory, and leave it at the end."""
-    before = pathlib.Path.cwd()
     (tmp_path / "hosts").mkdir()
-    os.chdir(tmp_path / "hosts")
-    yield tmp_path / "hosts"
-    os.chdir(before)
+    monkeypatch.chdir(tmp_path / "hosts")
+    return tmp_path / "hosts"
 
 
 def identity(path: str) -> tuple[int, int]:

@@ -241,6 +241,14 @@ def test_what_is_kept_has_gone(
         one.close()
 
 
+def all_go_on(pairs: list[socket.socket]) -> None:
+    for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
+        client.sendall(b"x")
+        assert stream.recv(1) == b"x"
+        client.close()
+        stream.close()
+
+
 def test_what_nobody_keeps_goes_on_here(
     server: Server,
     tell: Tell,
@@ -256,11 +264,7 @@ def test_what_nobody_keeps_goes_on_here(
 
     def still() -> None:
         tell(lambda: server.hand_over(keep, 1000))
-        for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
-            client.sendall(b"x")
-            assert stream.recv(1) == b"x"
-            client.close()
-            stream.close()
+        all_go_on(pairs)
 
     run(server, tell, lambda: pairs.extend(busy(listening, backend, 20)), still)
     assert handed_over(reports) == {"count": 0, "left": 20}
@@ -286,11 +290,7 @@ def test_an_unexpected_error_leaves_all_where_it_is(
 
     def still() -> None:
         tell(lambda: server.hand_over(fail, 1000))
-        for client, stream in zip(pairs[::2], pairs[1::2], strict=True):
-            client.sendall(b"x")
-            assert stream.recv(1) == b"x"
-            client.close()
-            stream.close()
+        all_go_on(pairs)
 
     monkeypatch.setattr("sniproxy.process.server.Packer.put", fail)
     run(server, tell, lambda: pairs.extend(busy(listening, backend, 5)), still)

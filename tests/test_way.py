@@ -6,7 +6,6 @@ import os
 import pathlib
 import random
 import stat
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,12 +14,10 @@ from tests.processes import in_child
 
 
 @pytest.fixture
-def top(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def top(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """Enter a folder, and leave it at the end."""
-    before = pathlib.Path.cwd()
-    os.chdir(tmp_path)
-    yield tmp_path
-    os.chdir(before)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def outcome(ground: Ground, path: str) -> int | tuple[int, int]:

@@ -81,26 +81,27 @@ def listening(
 
 def serves(address: str | tuple[str, int]) -> bool:
     """Say whether somebody listens; then wait for an answer, which tells that it has started."""
-    with client(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as one:
+    with client(address) as one:
         if one.connect_ex(address):
             return False
         one.sendall(b"G")
         return read_all(one) == b"\x15\3\3\0\2\2\x0a"
 
 
-def client(family: int) -> socket.socket:
-    made = socket.socket(family)
+def client(address: str | tuple[str, int]) -> socket.socket:
+    """Make a socket that can connect there."""
+    made = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
     made.settimeout(TIMEOUT)
     return made
 
 
-def in_the_queue(family: int, address: str | tuple[str, int], pid: int) -> list[socket.socket]:
+def in_the_queue(address: str | tuple[str, int], pid: int) -> list[socket.socket]:
     """Connect clients while nobody accepts, and stop the proxy before anybody does again."""
     workers = children(pid)
     for one in (pid, *workers):
         os.kill(one, signal.SIGSTOP)
     wait_until(lambda: all(state(one) == "T" for one in (pid, *workers)))
-    clients = [client(family) for _ in range(CLIENTS)]
+    clients = [client(address) for _ in range(CLIENTS)]
     for each in clients:
         each.connect(address)
         each.sendall(HELLO)
@@ -134,8 +135,7 @@ def test_whoever_waits_is_served_by_the_last_that_has_the_socket(
     tmp_path: pathlib.Path,
 ) -> None:
     backend = backend_of(tmp_path / "hosts" / directory_name(hashed, "a.example"), 2 * CLIENTS)
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    clients = in_the_queue(family, address, listening.process.pid)
+    clients = in_the_queue(address, listening.process.pid)
     all_served(clients, backend)
     assert listening.process.wait(TIMEOUT) == 0
 
@@ -150,13 +150,12 @@ def test_nobody_who_has_connected_is_reset_by_the_end(
     """Clients connect until there is nobody to connect to: each is served or refused."""
     directory = tmp_path / "hosts" / directory_name(hashed, "a.example")
     backend = backend_of(directory, 2 * CLIENTS)
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     answers: list[bytes] = []
     refused: list[int] = []
 
     def keep_connecting() -> None:
         while not refused:
-            with client(family) as one:
+            with client(address) as one:
                 error = one.connect_ex(address)
                 if error:
                     refused.append(error)
@@ -183,8 +182,9 @@ def test_nobody_who_has_connected_is_reset_by_the_end(
     for thread in crowd:
         thread.join()
     assert listening.process.wait(TIMEOUT) == 0
-    with client(socket.AF_UNIX) as last:
-        last.connect(str(directory / "tls-socket"))
+    tls_socket = str(directory / "tls-socket")
+    with client(tls_socket) as last:
+        last.connect(tls_socket)
     serving.join()
     assert set(answers) == {b"served"}
 
@@ -198,5 +198,5 @@ def test_the_same_where_nobody_knows_who_has_the_socket(start: Start, backend_of
     assert proxy.ask(b"G") == b"\x15\3\3\0\2\2\x0a"
     address = proxy.listening.getsockname()
     proxy.listening.close()
-    all_served(in_the_queue(socket.AF_INET, address, proxy.process.pid), backend)
+    all_served(in_the_queue(address, proxy.process.pid), backend)
     assert proxy.process.wait(TIMEOUT) == 0

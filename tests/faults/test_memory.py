@@ -261,6 +261,14 @@ def unread_answer(scene: Scene) -> None:
         ended(client)
 
 
+def fill(client: socket.socket) -> None:
+    """Send as much as goes without waiting."""
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(30):
+            client.send(bytes(300_000))
+
+
 def upload(scene: Scene) -> None:
     """In bulk, through a pipe, to a backend that reads late."""
     with scene.connect() as client, contextlib.suppress(ConnectionError):
@@ -269,10 +277,7 @@ def upload(scene: Scene) -> None:
         if stream is None:
             return
         with stream, contextlib.suppress(ConnectionError):
-            client.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(30):
-                    client.send(bytes(300_000))
+            fill(client)
             client.settimeout(PATIENCE)
             finish(client)
             ended(stream)
@@ -286,10 +291,7 @@ def given_up(scene: Scene) -> None:
         stream = whoever_comes(scene, client)
         if stream is not None:
             with stream:
-                client.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    for _ in range(30):
-                        client.send(bytes(300_000))
+                fill(client)
                 reset(client)
                 ended(stream)
 

@@ -174,6 +174,21 @@ class Soak:
                 continue
             self.count(directions)
 
+    def run(self, seconds: float, restart: Callable[[], None]) -> int:
+        """Restart again and again while connections come; give how many times."""
+        threads = [in_thread(lambda seed=seed: self.work(seed)) for seed in range(CONNECTIONS)]
+        deadline = time.monotonic() + seconds
+        restarts = 0
+        try:
+            while time.monotonic() < deadline and not self.tally.differences:
+                restart()
+                restarts += 1
+        finally:
+            self.over.set()
+            for thread in threads:
+                thread.join()
+        return restarts
+
     def count(self, directions: list[Direction]) -> None:
         up, down = directions
         with self.lock:
@@ -195,23 +210,17 @@ def test_every_byte_under_restarts(
     proxy = start()
     backend = backend_of(proxy.directory(HOST), 100)
     soak = Soak(proxy.listening.getsockname(), backend.listening)  # type: ignore[attr-defined]
-    threads = [in_thread(lambda seed=seed: soak.work(seed)) for seed in range(CONNECTIONS)]
-    deadline = time.monotonic() + seconds
-    restarts = 0
     copies = [proxy]
-    try:
-        while time.monotonic() < deadline and not soak.tally.differences:
-            soak.over.wait(2)
-            copies.append(start(proxy.listening))
-            # The new one is there when it has logged so; the old one may go.
-            while "event=start" not in copies[-1].log:
-                soak.over.wait(0.01)
-            copies[-2].process.send_signal(signal.SIGHUP)
-            restarts += 1
-    finally:
-        soak.over.set()
-        for thread in threads:
-            thread.join()
+
+    def restart() -> None:
+        soak.over.wait(2)
+        copies.append(start(proxy.listening))
+        # The new one is there when it has logged so; the old one may go.
+        while "event=start" not in copies[-1].log:
+            soak.over.wait(0.01)
+        copies[-2].process.send_signal(signal.SIGHUP)
+
+    restarts = soak.run(seconds, restart)
     tally = soak.tally
     assert tally.differences == [], [copy.log for copy in copies]
     assert tally.connections > restarts > 0
@@ -232,21 +241,16 @@ def test_every_byte_under_renewals(
     proxy = start()
     backend = backend_of(proxy.directory(HOST), 100)
     soak = Soak(proxy.listening.getsockname(), backend.listening)  # type: ignore[attr-defined]
-    threads = [in_thread(lambda seed=seed: soak.work(seed)) for seed in range(CONNECTIONS)]
     # Before that, the signal ends it like any other.
     wait_until(lambda: "event=start " in proxy.log)
-    deadline = time.monotonic() + seconds
-    renewals = 0
-    try:
-        while time.monotonic() < deadline and not soak.tally.differences:
-            soak.over.wait(0.5)
-            proxy.process.send_signal(signal.SIGUSR2)
-            renewals += 1
-            wait_until(lambda done=renewals: proxy.log.count("event=start ") > done)
-    finally:
-        soak.over.set()
-        for thread in threads:
-            thread.join()
+
+    def renew() -> None:
+        soak.over.wait(0.5)
+        started = proxy.log.count("event=start ")
+        proxy.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: proxy.log.count("event=start ") > started)
+
+    renewals = soak.run(seconds, renew)
     tally = soak.tally
     assert tally.differences == [], proxy.log
     assert tally.connections > 0
