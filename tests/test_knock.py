@@ -52,7 +52,7 @@ def test_nothing_may_be_passed() -> None:
 
 def test_where_that_cannot_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """The release of what was passed does not sleep, however much it is."""
-    monkeypatch.setattr(knock, "_SO_PASSRIGHTS", 1 << 20)  # as on a kernel that does not know it
+    monkeypatch.setattr(knock, "SO_PASSRIGHTS", 1 << 20)  # as on a kernel that does not know it
 
     def work() -> None:
         client, backend = socket.socketpair()
@@ -64,7 +64,7 @@ def test_where_that_cannot_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_timer_of_whoever_calls_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knock, "_SO_PASSRIGHTS", 1 << 20)
+    monkeypatch.setattr(knock, "SO_PASSRIGHTS", 1 << 20)
 
     def work() -> None:
         signal.setitimer(signal.ITIMER_REAL, 1000, 2000)

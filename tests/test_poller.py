@@ -105,7 +105,8 @@ def test_room_to_write_is_told_where_it_is_wanted(poller: Poller, pair: Pair) ->
     poller.select(0)
     assert seen.masks[-1] == READ
     late = Seen(poller)
-    poller.watch(other.fileno(), late, write=True)
+    poller.watch(other.fileno(), late)
+    poller.await_write(other.fileno(), write=True)
     poller.select(0)
     assert late.masks == [WRITE]
 
@@ -133,7 +134,7 @@ def test_a_descriptor_changes_hands_without_losing_events(poller: Poller, pair: 
     first, second = Seen(poller), Seen(poller)
     poller.watch(one.fileno(), first)
     other.send(b"x")
-    poller.replace(one.fileno(), second)
+    poller.watch(one.fileno(), second, watched=True)
     poller.select(0)
     assert (first.masks, second.masks) == ([], [READ])
     assert poller.watchers() == [second]

@@ -103,7 +103,6 @@ class Arrival:
 
     def part(self) -> None:
         """Give the socket up without ending the connection: another process has a copy."""
-        self._settle()
         self._let_go()
         self._connections.poller.unwatch(self._socket.fileno())
         self._connections.close(self._socket)
@@ -204,7 +203,7 @@ class Arrival:
         received = self._received + data if self._received else data
         self._repeated = connections.loops.again(received)
         if host in connections.lines:  # not before those who wait already
-            self._received = bytearray(received)
+            self._keep(received)
             line: str | None = host
         else:
             line = self._connect(received)
@@ -345,7 +344,6 @@ class Arrival:
         connections = self._connections
         farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
         record = alert_record(refused.alert)
-        self._settle()
         self._let_go()
         connections.refused(refused.reason)
         self.log_end(f"refused:{refused.reason}", 0, 0)
@@ -358,13 +356,13 @@ class Arrival:
 
     def end(self, how: str) -> None:
         """Close without a word: the client is gone, or we are."""
-        self._settle()
         self._let_go()
         self.log_end(how, 0, 0)
         self._connections.close(self._socket)
 
     def _let_go(self) -> None:
-        """Give up what was kept for the backend, and the place in its line."""
+        """Wait no more: give up what was kept for the backend, and the place in its line."""
+        self._settle()
         self._received = None
         if self._backend is not None:
             self._backend.close()
@@ -407,4 +405,9 @@ def address_text(address: SocketAddress) -> str:
     host, port = address[0], address[1]
     if "." in host:
         host = host.removeprefix(IPV4_MAPPED)
+    return host_and_port(host, port)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Write both as one word: IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -60,10 +60,7 @@ class Farewell:
         if self._discard() or not linger:
             self.close()
             return
-        if self._watched:
-            connections.poller.replace(self._socket.fileno(), self)
-        else:
-            connections.poller.watch(self._socket.fileno(), self)
+        connections.poller.watch(self._socket.fileno(), self, watched=self._watched)
         # Last: where anything fails, who began this closes the socket, and knows of nothing else.
         if self._left is None:
             connections.relay.leaving.start(self)

@@ -98,9 +98,7 @@ def adopt(connections: Connections, carried: Carried) -> bool:
         return _go_on(connections, client, carried)
     except Exception as error:  # one connection ends here, no more
         for one in carried.sockets:
-            connections.poller.forget(one.fileno())
-            one.close()
-        connections.close(client)
+            connections.close(one)
         connections.fault(error)
         return False
 

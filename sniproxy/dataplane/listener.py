@@ -146,7 +146,7 @@ class Listener:
                 fd, address = accept()
             except BlockingIOError:
                 if self._leaving:
-                    self._leave()
+                    self.close()
                 return
             except NO_MEMORY:
                 self._lost = True
@@ -276,17 +276,12 @@ class Listener:
             else:
                 self._connections.later(HANDSHAKE, self._empty)
         else:
-            self._connections.later(LAST_CALL, self._leave)
+            self._connections.later(LAST_CALL, self.close)
             self._empty()
 
     def _empty(self) -> None:
         self._leaving = True
         self.resume()
-
-    def _leave(self) -> None:
-        """Close when there is no more to accept."""
-        if self.open:
-            self.close()
 
     @property
     def open(self) -> bool:

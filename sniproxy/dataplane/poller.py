@@ -19,15 +19,15 @@ from sniproxy.dataplane.timers import NO_MEMORY, Timers
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 ERROR = select.EPOLLERR
-HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Any of these says that who is at the other end sends no more, or is not there any more."""
+
+HANG_UP = GONE | select.EPOLLPRI
 """Any of these says: read until nothing is left, no further event will come. A read stops short at
 TCP's urgent byte (EPOLLPRI), though more has arrived behind it."""
 
 RECOVERY = 0.01
 """Seconds that a turn which has failed leaves to whatever holds the memory."""
-
-GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Any of these says that who is at the other end sends no more, or is not there any more."""
 
 _EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _ANYTHING = READ | WRITE | HANG_UP
@@ -87,9 +87,13 @@ class Poller:
         self.turn = 0
         """How often the poller has looked for events."""
 
-    def watch(self, fd: int, watcher: Watcher, *, write: bool = False) -> None:
-        """Register a stream socket, edge-triggered. What is there already counts as an event."""
-        self._enter(fd, watcher, _EDGES | WRITE if write else _EDGES)
+    def watch(self, fd: int, watcher: Watcher, *, watched: bool = False) -> None:
+        """Register a stream socket, edge-triggered: what is there already counts as an event. One
+        that is ``watched`` already is handed to another watcher, at no system call."""
+        if watched:
+            self._watchers[fd] = watcher
+        else:
+            self._enter(fd, watcher, _EDGES)
 
     def watch_listener(self, fd: int, watcher: Watcher, *, shared: bool) -> None:
         """Register a listening socket, level-triggered: who shares it may leave us the rest.
@@ -114,10 +118,6 @@ class Poller:
         except Exception:
             self._watchers[fd] = None
             raise
-
-    def replace(self, fd: int, watcher: Watcher) -> None:
-        """Hand a registered descriptor to another watcher, at no system call."""
-        self._watchers[fd] = watcher
 
     def await_write(self, fd: int, *, write: bool) -> None:
         """Add or remove the wish for EPOLLOUT; either way what is there now counts as an event."""

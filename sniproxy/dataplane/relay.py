@@ -122,10 +122,7 @@ class Relay:
         backend_end.peer = client_end
         try:
             self.poller.watch(backend.fileno(), backend_end)
-            if watched:
-                self.poller.replace(client.fileno(), client_end)
-            else:
-                self.poller.watch(client.fileno(), client_end)
+            self.poller.watch(client.fileno(), client_end, watched=watched)
         except Exception:
             # The client is still the caller's.
             self.poller.forget(backend.fileno())

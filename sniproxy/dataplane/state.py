@@ -81,10 +81,6 @@ class Relayed(NamedTuple):
     down: Direction
 
     @property
-    def kind(self) -> Kind:
-        return Kind.RELAYED
-
-    @property
     def descriptors(self) -> int:
         return 2
 
@@ -102,10 +98,6 @@ class Arriving(NamedTuple):
     unsent: int
 
     @property
-    def kind(self) -> Kind:
-        return Kind.ARRIVING
-
-    @property
     def descriptors(self) -> int:
         return 1
 
@@ -115,10 +107,6 @@ class Leaving(NamedTuple):
     None for any number."""
 
     left: int | None
-
-    @property
-    def kind(self) -> Kind:
-        return Kind.LEAVING
 
     @property
     def descriptors(self) -> int:
@@ -145,19 +133,20 @@ def encode(states: Sequence[State]) -> bytes:
     """Write a message of at most ``MOST`` states."""
     parts = [_HEADER.pack(FORMAT, len(states))]
     for state in states:
-        parts.append(_KIND.pack(state.kind))
         if isinstance(state, Relayed):
             host = state.host.encode("ascii")
-            parts += [_address(state.address), _KIND.pack(len(host)), host]
+            parts += [_KIND.pack(Kind.RELAYED), _address(state.address)]
+            parts += [_KIND.pack(len(host)), host]
             parts.append(_TIMES.pack(state.accepted_at, state.decided_at))
             parts += [
                 _DIRECTION.pack(one.moved, one.ended, one.unsent) for one in (state.up, state.down)
             ]
         elif isinstance(state, Arriving):
-            parts += [_address(state.address), _TIMES.pack(state.accepted_at, 0.0)]
-            parts.append(_RECEIVED.pack(state.unsent))
+            parts += [_KIND.pack(Kind.ARRIVING), _address(state.address)]
+            parts += [_TIMES.pack(state.accepted_at, 0.0), _RECEIVED.pack(state.unsent)]
         else:
-            parts.append(_LEFT.pack(_UNLIMITED if state.left is None else state.left))
+            left = _UNLIMITED if state.left is None else state.left
+            parts += [_KIND.pack(Kind.LEAVING), _LEFT.pack(left)]
     return b"".join(parts)
 
 

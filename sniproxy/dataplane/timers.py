@@ -65,7 +65,5 @@ class Timers:
             # It is still the first: what was set meanwhile is due later.
             if again is None:
                 heapq.heappop(heap)
-                if not heap:
-                    return
             else:
                 heapq.heapreplace(heap, (now + again, next(self._number), call))

@@ -17,6 +17,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from socket import socket
 
 from sniproxy import __version__, flavour
+from sniproxy.dataplane.arrival import host_and_port
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
 from sniproxy.log.sinks import SyslogSink, sink_of
@@ -355,6 +356,5 @@ def _raise_descriptor_limit() -> int:
 def _address(listening: socket) -> str:
     name = listening.getsockname()
     if isinstance(name, tuple):
-        host, port = name[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_and_port(*name[:2])
     return f"unix:{os.fsdecode(name)}"

@@ -12,11 +12,8 @@ import socket
 import stat
 from collections.abc import Iterator
 
-from sniproxy.resolver.hosts import Hosts
+from sniproxy.resolver.hosts import SO_PASSRIGHTS, Hosts
 from sniproxy.tools.way import Way
-
-_SO_PASSRIGHTS = 83
-"""Of sockets, Linux 6.16, asm-generic/socket.h: whether a peer may pass descriptors."""
 
 _PATIENCE = 0.01
 """Seconds for the release of a socket. It may sleep for as long as whoever passed a TCP socket over
@@ -44,7 +41,7 @@ def connect(name: str, way: Way, hosts: Hosts, backend: socket.socket) -> None:
 def released(backend: socket.socket) -> Iterator[None]:
     """Close a socket at the end, without waiting for what its peer has passed over it."""
     try:
-        backend.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+        backend.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
     except OSError:  # an older kernel
         release: contextlib.AbstractContextManager[None] = _interrupted()
     else:
