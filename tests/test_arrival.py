@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import socket
 
 import pytest
@@ -71,6 +72,66 @@ def test_a_full_queue_is_tried_again(plane: Plane) -> None:
         stream.sendall(b"served")
         assert plane.read(client, 6) == b"served"
     assert plane.clock.timers == 0
+
+
+def test_who_is_served_by_one_entry_waits_in_one_line(plane: Plane) -> None:
+    """However many names they make up: there is one try at a time, and the first is first."""
+    backend = plane.backend("_default", backlog=0)
+    clients = [plane.client(hello(f"{number}.example")) for number in range(30)]
+    assert list(plane.connections.lines) == ["_default"]
+    assert plane.clock.timers == 1
+    for number, client in enumerate(clients):
+        stream = backend.accept()
+        assert stream.recv(9999) == hello(f"{number}.example")
+        stream.sendall(b"served")
+        assert plane.read(client, 6) == b"served"
+        plane.clock.advance(0.05)
+    assert not plane.connections.lines
+
+
+def test_a_line_is_left_when_its_backend_is_given_up(plane: Plane) -> None:
+    """While one waits for its backend, the directory may go: then the next entry serves it."""
+    os.mkdir("a.example")
+    pathlib.Path("a.example/wait-for-backend").touch()
+    client, other = plane.client(HELLO), plane.client(HELLO)
+    assert list(plane.connections.lines) == ["a.example"]
+    backend = plane.backend("_.example")
+    plane.clock.advance(0.05)
+    assert list(plane.connections.lines) == ["a.example"]
+    os.unlink("a.example/wait-for-backend")
+    os.rmdir("a.example")
+    plane.clock.advance(0.1)
+    for one in (client, other):
+        stream = backend.accept()
+        assert stream.recv(9999) == HELLO
+        stream.sendall(b"served")
+        assert plane.read(one, 6) == b"served"
+    assert not plane.connections.lines
+
+
+@pytest.mark.parametrize("entry", ["a.example", "_.example", "_default"])
+def test_ten_seconds_for_a_backend_that_is_down(plane: Plane, entry: str) -> None:
+    os.mkdir(entry)
+    assert plane.read(plane.client(HELLO), 99) == alert(112)
+    pathlib.Path(f"{entry}/wait-for-backend").touch()
+    clients = [plane.client(HELLO) for _ in range(20)]
+    # Only the first of them tries, after 1, 2, 4 … 50 milliseconds.
+    assert plane.clock.timers >= 1
+    plane.clock.advance(PATIENCE - 0.1)
+    assert plane.connections.totals.open >= 20
+    plane.clock.advance(0.2)
+    for client in clients:
+        assert plane.read(client, 99) == alert(112)
+    assert plane.connections.totals.refused == {"no_socket": 21}
+    assert not plane.connections.lines
+
+
+def test_nobody_waits_where_it_is_not_the_backend_that_is_missing(plane: Plane) -> None:
+    os.mkdir("a.example")
+    os.symlink("tls-socket", "a.example/tls-socket")
+    pathlib.Path("a.example/wait-for-backend").touch()
+    assert plane.read(plane.client(HELLO), 99) == alert(112)
+    assert plane.connections.totals.refused == {"link_loop": 1}
 
 
 def test_newcomers_go_to_the_end_of_the_line(plane: Plane) -> None:
@@ -214,7 +275,7 @@ def test_addresses_of_clients() -> None:
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("a_b.example", "a_b.example"),
+        ("_b.example", "_b.example"),
         ('-\x1b[31m" x=1\n', r'"-\x1b[31m\" x=1\n"'),
         ("b\xfccher.example", r'"b\xfccher.example"'),
         ("a" * 255, "a" * 254 + "..."),

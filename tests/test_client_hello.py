@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sniproxy.parser import client_hello
 from sniproxy.parser.alert import Alert, Refusal
-from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser
 from tests.hello import extension, hello, message, records, server_name
 
 Outcome = str | tuple[int, int] | None
@@ -139,14 +139,86 @@ def reference_handshake(data: bytes) -> Outcome:
 
 
 def reference_name(name: bytes) -> Outcome:
-    text = name.decode("latin-1").lower()
-    letters = set("abcdefghijklmnopqrstuvwxyz0123456789-.")
+    text = name.decode("latin-1").lower().removesuffix(".")
+    letters = set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
     labels = text.split(".")
-    if not 1 <= len(name) <= 254 or not set(text) <= letters:
+    if not 1 <= len(text) <= 254 or not set(text) <= letters:
         return (112, 0)
-    if any(not label or label.startswith("-") for label in labels):
+    if any(not label or label.startswith(("-", "_")) for label in labels):
         return (112, 0)
     return text
+
+
+def reference_validates(message: bytes) -> bool | None:
+    """Say of a handshake message from its start, or a piece of it, that has a host name, whether
+    its first ALPN extension has the one protocol acme-tls/1, plainly."""
+    whole = len(message) >= 4 + int.from_bytes(message[1:4], "big")
+    at = 38
+    for size in (1, 2, 1):
+        at += size + int.from_bytes(message[at : at + size], "big")
+    end = at + 2 + int.from_bytes(message[at : at + 2], "big")
+    at += 2
+    while at + 4 <= min(end, len(message)):
+        data = message[at + 4 : at + 4 + int.from_bytes(message[at + 2 : at + 4], "big")]
+        at += 4 + int.from_bytes(message[at + 2 : at + 4], "big")
+        if message[at - len(data) - 4 : at - len(data) - 2] == b"\0\x10" and at <= len(message):
+            return data == b"\0\x0b\x0aacme-tls/1"
+    return False if whole else None
+
+
+def protocols(*names: bytes) -> bytes:
+    """Build an ALPN extension (RFC 7301 section 3.1)."""
+    listed = b"".join(bytes([len(name)]) + name for name in names)
+    return extension(16, len(listed).to_bytes(2, "big") + listed)
+
+
+SNI = server_name((0, b"a.example"))
+
+
+@pytest.mark.parametrize(
+    ("extensions", "expected"),
+    [
+        (SNI + protocols(b"acme-tls/1"), True),
+        (protocols(b"acme-tls/1") + SNI, True),
+        (extension(10, b"abc") + SNI + extension(21, bytes(99)) + protocols(b"acme-tls/1"), True),
+        (SNI + protocols(b"acme-tls/1", b"h2"), False),
+        (SNI + protocols(b"h2", b"acme-tls/1"), False),
+        (SNI + protocols(b"acme-tls/1", b"acme-tls/1"), False),
+        (SNI + protocols(b"acme-tls/11"), False),
+        (SNI + protocols(b"ACME-TLS/1"), False),
+        (SNI + protocols(b"h2") + protocols(b"acme-tls/1"), False),
+        (SNI + extension(21, b"\0\x0b\x0aacme-tls/1"), False),
+        (SNI + extension(16, b"\0\x0c\x0aacme-tls/1"), False),
+        (SNI + extension(16, b"\0\x0b\x0aacme-tls/1\0"), False),
+        (SNI + b"\0\x10\0\xffacme-tls/1", False),
+        (SNI, False),
+    ],
+)
+def test_who_validates_a_host(extensions: bytes, expected: bool) -> None:
+    """Nobody but who offers this one protocol: in any cut, and in records of any size."""
+    made = message(extensions)
+    for size in (2**14, 7, 1):
+        wire = records(made, size)
+        for step in (len(wire), 1, 50):
+            pieces = [wire[at : at + step] for at in range(0, len(wire), step)]
+            first, whole = ClientHelloParser(), WholeHelloParser()
+            while first.feed(pieces[0]) is None:
+                assert whole.feed(pieces.pop(0)) is None
+            said = first.validates()
+            assert said is None or said is expected
+            while (host := whole.feed(pieces.pop(0))) is None:
+                pass
+            assert (host, whole.validates(), pieces) == ("a.example", expected, [])
+
+
+def test_what_is_known_of_each_prefix() -> None:
+    """The answer comes with the last byte of the extension, or of the hello."""
+    for extensions in (SNI + protocols(b"acme-tls/1") + extension(21, bytes(9)), SNI + SNI):
+        made = message(extensions)
+        for size in range(made.index(b"a.example") + 9, len(made) + 1):
+            parser = ClientHelloParser()
+            assert parser.feed(records(message(extensions))[: 5 + size]) == "a.example"
+            assert parser.validates() is reference_validates(made[:size])
 
 
 def test_fixture() -> None:
@@ -215,12 +287,14 @@ def test_fragmented_records(size: int) -> None:
         (records(message(b"\0\1\0")), 50),
         (records(b"\1\0\0\x0a" + bytes(10)), 50),
         (records(b"\1\0\0\x24" + bytes(34) + b"\xff\0"), 50),
-        (hello("a_b"), 112),
+        (hello("_a"), 112),
+        (hello("_.a"), 112),
+        (hello("a._b"), 112),
         (hello("."), 112),
         (hello(".."), 112),
         (hello("a/b"), 112),
         (hello("a\0b"), 112),
-        (hello("a."), 112),
+        (hello("a.."), 112),
         (hello("-a"), 112),
         (hello("a.-b"), 112),
         (hello("[::1]"), 112),

@@ -10,23 +10,25 @@ from hypothesis import strategies as st
 from sniproxy.parser import host_name
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 
-ALLOWED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-."
+ALLOWED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
 
 def rule(name: bytes) -> bool:
-    """1 to 254 bytes of those allowed, no label empty or with a hyphen in front."""
+    """1 to 254 bytes of those allowed without one dot at the end, no label empty or with a hyphen
+    or an underscore in front."""
+    name = name.removesuffix(b".")
     labels = name.split(b".")
     return (
         1 <= len(name) <= 254
         and all(byte in ALLOWED for byte in name)
-        and all(label and not label.startswith(b"-") for label in labels)
+        and all(label and label[:1] not in b"-_" for label in labels)
     )
 
 
 @given(
     name=st.one_of(
         st.binary(max_size=300),
-        st.text("aZ09-.", max_size=300).map(str.encode),
+        st.text("aZ09-_.", max_size=300).map(str.encode),
         st.lists(st.text("aZ09-_", max_size=9), max_size=9).map(
             lambda labels: ".".join(labels).encode()
         ),
@@ -34,17 +36,20 @@ def rule(name: bytes) -> bool:
 )
 @example(name=b"a\n")
 @example(name=b"a.\n")
+@example(name=b"a..")
+@example(name=b"a._.b")
 @example(name="ſ".encode())
 @example(name="\u212a".encode())
 def test_the_rule(name: bytes) -> None:
-    assert canonical(name) == (name.decode().lower() if rule(name) else None)
+    expected = name.decode().lower().removesuffix(".") if rule(name) else None
+    assert canonical(name) == expected
 
 
 @pytest.mark.parametrize("byte", range(256))
 def test_each_byte(byte: int) -> None:
     one = bytes([byte])
     alone, inside = canonical(one), canonical(b"a" + one + b"b")
-    assert (alone is not None) == (byte in ALLOWED and one not in b"-.")
+    assert (alone is not None) == (byte in ALLOWED and one not in b"-_.")
     assert (inside is not None) == (byte in ALLOWED)
     assert inside is None or inside == inside.lower()
 
@@ -53,6 +58,8 @@ def test_length() -> None:
     assert canonical(b"") is None
     assert canonical(b"a" * MAX_LENGTH) == "a" * 254
     assert canonical(b"a" * 255) is None
+    assert canonical(b"a" * MAX_LENGTH + b".") == "a" * 254
+    assert canonical(b"a" * 255 + b".") is None
 
 
 @given(name=st.binary(max_size=300))

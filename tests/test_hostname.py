@@ -40,7 +40,8 @@ def test_valid(name: str, expected: str) -> None:
         "",
         ".",
         "a..b",
-        "a_b",
+        "_a",
+        "a._b",
         "-a",
         "a b",
         "a/b",
@@ -103,7 +104,8 @@ def test_any_text_is_a_name_or_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("a_b", "has U+005F LOW LINE at position 2: only"),
+        ("a,b", "has U+002C COMMA at position 2: only"),
+        ("_b", "has a label that starts with a hyphen or an underscore"),
         ("ab/½", "has U+002F SOLIDUS at position 3: only"),
         ("a\u2100b.example", "has U+2100 ACCOUNT OF at position 2: only"),
         ("bücher.a b", "has U+0020 SPACE at position 9: only"),
@@ -124,6 +126,36 @@ def test_the_wrong_character_is_named(name: str, words: str) -> None:
     assert words in str(raised.value)
 
 
+def test_entries_that_serve_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["*.Bücher.example.", "_.example", "_default", "_nosni", "a_.example"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.split() == [
+        "_.xn--bcher-kva.example",
+        "_.example",
+        "_default",
+        "_nosni",
+        "a_.example",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["*", "*.", "_.", "*.*.a", "_._.a", "a.*", "_Default", "_x", "_nosni.a"]
+)
+def test_entries_that_serve_nobody(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_a_wildcard_leaves_room_for_a_label(capsys: pytest.CaptureFixture[str]) -> None:
+    parent = ".".join(["x" * 62] * 4)
+    assert main(["*." + parent]) == 0
+    assert main(["*." + parent + "y"]) == 0
+    assert main(["*." + parent + "y."]) == 0
+    assert main(["*.yyy." + parent.replace("xx", "", 1)]) == 1
+    assert "leaves no room" in capsys.readouterr().err
+
+
 def test_names_after_a_refused_one_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["a.example", "\ufdfa" * 60, "b.example"]) == 1
     out, err = capsys.readouterr()
@@ -135,15 +167,15 @@ def test_two_hyphens_end_the_options(capsys: pytest.CaptureFixture[str]) -> None
     out, err = capsys.readouterr()
     assert (out, err) == (
         "a.example\n",
-        "sniproxy-hostname: '--help' has a label that starts with a hyphen\n",
+        "sniproxy-hostname: '--help' has a label that starts with a hyphen or an underscore\n",
     )
 
 
 def test_good_names_are_printed_bad_ones_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["a.example", "b_c", "D.example"]) == 1
+    assert main(["a.example", "b,c", "D.example"]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert err.startswith("sniproxy-hostname: 'b_c' has")
+    assert err.startswith("sniproxy-hostname: 'b,c' has")
     assert main(["a.example"]) == 0
 
 

@@ -149,6 +149,70 @@ def test_a_look_up_from_elsewhere_never_happens(
         stray.listening.accept()
 
 
+def test_the_entry_for_who_has_none(hosts: Hosts) -> None:
+    assert hosts.fallback("a.example") is None
+    os.mkdir("_default")
+    assert hosts.fallback("a.example") == "_default"
+    assert hosts.fallback("example") == "_default"
+    os.mkdir("_.example")
+    assert hosts.fallback("a.example") == "_.example"
+    assert hosts.fallback("b.a.example") == "_default"
+    assert hosts.fallback("") is None
+    os.mkdir("_nosni")
+    assert hosts.fallback("") == "_nosni"
+    # What is no directory serves nobody.
+    os.rmdir("_.example")
+    for make in (lambda: os.symlink("nothing", "_.example"), lambda: os.mkfifo("_.example")):
+        make()
+        assert hosts.fallback("a.example") == "_default"
+        os.unlink("_.example")
+
+
+STRANGER, ANOTHER, NOBODY = 4321, 4322, 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+@pytest.mark.parametrize("entry", ["_.example", "_default"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_only_the_owner_of_the_hosts_directory_serves_many(
+    hosts: Hosts, entry: str, linked: bool
+) -> None:
+    target = "far" if linked else entry
+    os.mkdir(target)
+    if linked:
+        os.symlink("far", entry)
+    for top in (0, STRANGER, NOBODY):
+        os.chown(".", top, -1)
+        trusted = {0, top} - {NOBODY}
+        for directory in (0, STRANGER, ANOTHER, NOBODY):
+            os.chown(target, directory, -1)
+            for link in (0, STRANGER, ANOTHER, NOBODY) if linked else (directory,):
+                os.lchown(entry, link, -1)
+                served = hosts.fallback("a.example") == entry
+                assert served == ({directory, link} <= trusted), (top, directory, link)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+def test_look_ups_of_who_has_no_directory(hosts: Hosts, tmp_path: pathlib.Path) -> None:
+    """At most four, where both entries are links that belong to root and lead to others."""
+    for entry in ("_.example", "_default"):
+        os.mkdir(tmp_path / entry)
+        os.chown(tmp_path / entry, STRANGER, -1)
+        os.symlink(tmp_path / entry, entry)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("stat", "lstat", "access", "open", "readlink"):
+            real = getattr(os, name)
+
+            def spy(path: str, *rest: object, real=real, **named: object) -> object:  # type: ignore[no-untyped-def]
+                seen.append(path)
+                return real(path, *rest, **named)
+
+            patch.setattr(os, name, spy)
+        assert hosts.fallback("a.example") is None
+    assert seen == ["_.example", "_.example", "_default", "_default"]
+
+
 def test_nothing_but_the_socket_and_the_two_names_is_asked_for(
     hosts: Hosts, backends: list[Backend]
 ) -> None:

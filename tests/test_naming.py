@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
 
 
@@ -49,6 +50,21 @@ def test_the_hashes_that_are_remembered_are_bounded_in_bytes() -> None:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 100 * 1024 < held < 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("host", "entries"),
+    [
+        ("a.b.example", ("_.b.example", "_default")),
+        ("b.example", ("_.example", "_default")),
+        ("localhost", ("_default",)),
+        ("", ("_nosni",)),
+    ],
+)
+def test_what_serves_a_host_without_a_directory(host: str, entries: tuple[str, ...]) -> None:
+    assert naming.fallbacks(host) == entries
+    for entry in entries:
+        assert canonical(entry.encode()) is None, "a client could ask for it"
 
 
 def test_plain_is_the_name_itself() -> None:

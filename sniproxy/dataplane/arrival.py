@@ -23,12 +23,12 @@ from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
-from sniproxy.parser.alert import Alert, Refusal, alert_record
-from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.alert import Alert, Nameless, Refusal, alert_record
+from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser
 from sniproxy.parser.host_name import MAX_LENGTH
 from sniproxy.resolver import proxy_header
-from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED
-from sniproxy.resolver.naming import directory_name
+from sniproxy.resolver.hosts import BACKEND_DOWN, DESCRIPTORS_EXHAUSTED, NO_SUCH_HOST
+from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, WAIT_FOR_BACKEND, directory_name
 from sniproxy.resolver.proxy_header import IPV4_MAPPED, SocketAddress
 
 # Plain numbers, since the operators of the enumerations take longer than what they are for.
@@ -59,11 +59,14 @@ class Arrival:
     __slots__ = (
         "_backend",
         "_connections",
+        "_entry",
+        "_line",
         "_parser",
         "_received",
         "_relayed",
         "_repeated",
         "_socket",
+        "_validates",
         "_watched",
         "accepted_at",
         "address",
@@ -92,6 +95,9 @@ class Arrival:
         self.accepted_at = accepted_at
         self.decided_at: float | None = None
         self.host = ""
+        """What was asked for; empty where nothing was."""
+        self._line = ""
+        """The line to wait in for the backend, once that is known."""
 
     # From one process to the next.
 
@@ -179,34 +185,47 @@ class Arrival:
 
     def _take(self, parser: ClientHelloParser, data: bytes | memoryview) -> bool:
         """Act on what was read, nothing at the end of the stream; say whether to read on."""
-        size = len(data)
+        connections = self._connections
+        entry: str | None
         try:
-            if not size:
+            if not len(data):
                 raise parser.finish()
-            host = parser.feed(data)
+            entry = host = parser.feed(data)
+        except Nameless as refused:
+            host, entry = "", connections.hosts.fallback("")
+            if entry is None:
+                self.refuse(refused)
+                return False
         except Refusal as refused:
-            self.host = _shown(refused.name)
-            self.refuse(refused)
-            return False
-        if host is None:
+            if not isinstance(parser, WholeHelloParser):
+                self.host = _shown(refused.name)
+                self.refuse(refused)
+                return False
+            # What follows the name is the backend's to judge.
+            entry = host = self.host
+        if host is None or entry is None:
             if self._received is None:
                 self._received = bytearray()
             self._received += data
             # It is here twice: as it came, for the backend, and as the parser reads it.
-            self._connections.keep(self, self._received.__sizeof__() + parser.kept())
+            connections.keep(self, self._received.__sizeof__() + parser.kept())
             return True
+        self.host, self._entry = host, entry
+        received = self._received + data if self._received else data
+        validates = parser.validates() if host else False
+        if (
+            validates is None
+            and not isinstance(parser, WholeHelloParser)
+            and connections.hosts.awaits_validation(host)
+        ):
+            self._parser, self._received = WholeHelloParser(), None
+            return self._take(self._parser, bytes(received))
+        self._validates = bool(validates)
         self._settle()
-        self.host = host
-        connections = self._connections
         if connections.log.connections:
             self.decided_at = connections.clock()
-        received = self._received + data if self._received else data
         self._repeated = connections.loops.again(received)
-        if host in connections.lines:  # not before those who wait already
-            self._keep(received)
-            line: str | None = host
-        else:
-            line = self._connect(received)
+        line = self._connect(received)
         if line is not None:
             self._watch()
             connections.lines.join(line, self)
@@ -228,41 +247,58 @@ class Arrival:
         """Try to reach the backend; name the line to wait in, or None where that is over, one way
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
-        loops = connections.loops
-        if self._repeated and loops.full(self.host):
-            if self._may_wait() and not loops.found(self.host):
-                self._keep(received)
-                return self.host
-            if loops.find(self.host):
-                connections.log.warning("loop", host=self.host, connections=loops.most)
-            self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
-            return None
-        while self._backend is None:
-            try:
-                self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
-            except OSError as error:
-                if error.errno not in DESCRIPTORS_EXHAUSTED:
-                    raise
-                # Before another client is ended: that is to read what it still sends.
-                received = self._keep(received)
-                if connections.evict_oldest():
-                    continue
-                if self._may_wait():
-                    return FOR_A_DESCRIPTOR
-                # Who accepts has said it, once for all.
-                self.refuse(Refusal(Alert.INTERNAL_ERROR, "no_descriptor"))
+        hosts, loops = connections.hosts, connections.loops
+        while True:
+            directory, socket_name, line = directory_name(self._entry), SOCKET, self._entry
+            if self._validates and hosts.has(directory, ACME_SOCKET):
+                socket_name, line = ACME_SOCKET, f"{line}/{ACME_SOCKET}"
+            if line != self._line:
+                self._line = line
+                if line in connections.lines:  # not before those who wait already
+                    self._keep(received)
+                    return line
+            if self._repeated and loops.full(line):
+                if self._may_wait() and not loops.found(line):
+                    self._keep(received)
+                    return line
+                if loops.find(line):
+                    connections.log.warning("loop", host=line, connections=loops.most)
+                self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
                 return None
-        directory = directory_name(self.host)
-        try:
-            connections.hosts.connect(directory, self._backend)
-        except OSError as error:
-            if isinstance(error, BlockingIOError) and self._may_wait():
-                self._keep(received)
-                return self.host
-            self._not_reached(directory, error)
+            while self._backend is None:
+                try:
+                    self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
+                except OSError as error:
+                    if error.errno not in DESCRIPTORS_EXHAUSTED:
+                        raise
+                    # Before another client is ended: that is to read what it still sends.
+                    received = self._keep(received)
+                    if connections.evict_oldest():
+                        continue
+                    if self._may_wait():
+                        return FOR_A_DESCRIPTOR
+                    # Who accepts has said it, once for all.
+                    self.refuse(Refusal(Alert.INTERNAL_ERROR, "no_descriptor"))
+                    return None
+            try:
+                hosts.connect(directory, self._backend, socket_name)
+            except OSError as error:
+                refused = hosts.refusal(directory, error)
+                if refused.reason == NO_SUCH_HOST and self._entry == self.host:
+                    entry = hosts.fallback(self.host)
+                    if entry is not None:
+                        self._entry = entry
+                        continue
+                if self._may_wait() and (
+                    isinstance(error, BlockingIOError)
+                    or (refused.reason in BACKEND_DOWN and hosts.has(directory, WAIT_FOR_BACKEND))
+                ):
+                    self._keep(received)
+                    return line
+                self._not_reached(refused, error)
+                return None
+            self._forward(self._backend, directory, received)
             return None
-        self._forward(self._backend, directory, received)
-        return None
 
     def _keep(self, received: bytes | bytearray | memoryview) -> bytearray:
         """Keep what the client has sent, out of the shared buffer."""
@@ -285,13 +321,12 @@ class Arrival:
         self._connections.poller.guard(self, connect)
         return line
 
-    def _not_reached(self, directory: str, error: OSError) -> None:
-        refused = self._connections.hosts.refusal(directory, error)
+    def _not_reached(self, refused: Refusal, error: OSError) -> None:
         if refused.alert == Alert.INTERNAL_ERROR:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
             said = "accept queue full" if full else error.strerror or error
-            self._connections.log.warning("backend_fault", host=self.host, error=said)
+            self._connections.log.warning("backend_fault", host=self._line, error=said)
         self.refuse(refused)
 
     def _forward(
@@ -319,7 +354,7 @@ class Arrival:
         self._received = self._backend = None
         end.moved = moved
         if self._repeated:
-            connections.loops.note(self.host, end)
+            connections.loops.note(self._line, end)
         if gone:
             end.sever()
         elif unsent is not None:
@@ -369,7 +404,7 @@ class Arrival:
             self._backend = None
         lines = self._connections.lines
         if lines:
-            lines.leave(self.host, self)
+            lines.leave(self._line, self)
             lines.leave(FOR_A_DESCRIPTOR, self)
 
     def log_end(self, how: str, up: int, down: int) -> None:

@@ -46,3 +46,10 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
 
     def __str__(self) -> str:
         return f"{self.alert.name.lower()}: {self.reason}"
+
+
+class Nameless(Refusal):
+    """The client names no host, which some host may be for."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Alert.UNRECOGNIZED_NAME, reason)

@@ -13,7 +13,7 @@ on an unfinished hello but its time is set here.
 
 from struct import Struct
 
-from sniproxy.parser.alert import Alert, Refusal
+from sniproxy.parser.alert import Alert, Nameless, Refusal
 from sniproxy.parser.host_name import canonical
 
 MAX_FRAGMENT = 2**14
@@ -28,6 +28,11 @@ _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
 _HOST_NAME = 0
+_APPLICATION_LAYER_PROTOCOL_NEGOTIATION = 16
+_ACME_TLS = b"acme-tls/1"
+_ONLY_ACME_TLS = b"\0\x0b\x0a" + _ACME_TLS
+"""ProtocolName protocol_name_list<2..2^16-1>; (RFC 7301 section 3.1) with this one name."""
+
 _TWO_UINT16 = Struct("!HH").unpack_from
 
 
@@ -105,6 +110,26 @@ class ClientHelloParser:
         eighth more than it holds."""
         return self._message.__sizeof__()
 
+    def validates(self) -> bool | None:
+        """Say whether the client offers the protocol "acme-tls/1" and no other: then it is a
+        certificate authority that validates the host (RFC 8737 section 3). To be asked once the
+        name is known; None where the answer has not arrived yet. What is malformed behind the
+        name is the backend's to judge, and no such offer.
+        """
+        message = self._message
+        arrived = len(message)
+        whole = arrived >= _end(message)
+        if whole and message.find(_ACME_TLS) < 0:
+            return False
+        position, end = _extensions(message)
+        while position + 4 <= min(end, arrived):
+            extension_type, length = _TWO_UINT16(message, position)
+            start = position + 4
+            position = start + length
+            if extension_type == _APPLICATION_LAYER_PROTOCOL_NEGOTIATION and position <= arrived:
+                return message[start:position] == _ONLY_ACME_TLS
+        return False if whole else None
+
     def finish(self) -> Refusal:
         """Say why the stream must not end here."""
         reason = "end_of_stream_in_hello" if self._fed else "no_hello"
@@ -130,7 +155,7 @@ class ClientHelloParser:
             start = position + 4
             if start > end:
                 if position == end:
-                    raise Refusal(Alert.UNRECOGNIZED_NAME, "no_server_name")
+                    raise Nameless("no_server_name")
                 raise _misfit("extension")
             if arrived < start:
                 self._position = position
@@ -164,7 +189,7 @@ class ClientHelloParser:
             start = position + 3
             if start > end:
                 if position == end:
-                    raise Refusal(Alert.UNRECOGNIZED_NAME, "no_host_name")
+                    raise Nameless("no_host_name")
                 raise _misfit("server_name")
             if arrived < start:
                 self._position = position
@@ -224,7 +249,7 @@ def _extensions(message: bytearray) -> tuple[int, int]:
         raise Refusal(Alert.UNEXPECTED_MESSAGE, "not_a_client_hello")
     if arrived < 4:
         raise _TooShortError(4)
-    end = 4 + (message[1] << 16 | message[2] << 8 | message[3])
+    end = _end(message)
 
     # ProtocolVersion legacy_version; Random random; opaque legacy_session_id<0..32>;
     position = 38
@@ -253,7 +278,7 @@ def _extensions(message: bytearray) -> tuple[int, int]:
     if position > end:
         raise _misfit("compression_methods")
     if position == end:
-        raise Refusal(Alert.UNRECOGNIZED_NAME, "no_extensions")
+        raise Nameless("no_extensions")
     if position + 2 > end:
         raise _misfit("extensions")
     if arrived < position + 2:
@@ -262,3 +287,21 @@ def _extensions(message: bytearray) -> tuple[int, int]:
     if position + 2 + (message[position] << 8 | message[position + 1]) != end:
         raise _misfit("extensions")
     return position + 2, end
+
+
+class WholeHelloParser(ClientHelloParser):
+    """Gives the host name only when all of the hello has arrived."""
+
+    __slots__ = ()
+
+    def _server_name(self) -> str:
+        host = super()._server_name()
+        end = _end(self._message)
+        if len(self._message) < end:
+            raise _TooShortError(end)
+        return host
+
+
+def _end(message: bytearray) -> int:
+    """Say where a handshake message ends, by the uint24 length behind its type."""
+    return 4 + (message[1] << 16 | message[2] << 8 | message[3])

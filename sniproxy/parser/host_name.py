@@ -13,17 +13,22 @@ MAX_LENGTH = 254
 the directory entry of such a name still fits NAME_MAX (255)."""
 
 # RFC 6066 section 3: "HostName" is "a byte string using ASCII encoding without a trailing dot".
-# Departure: labels are neither limited to 63 bytes nor forbidden to end in a hyphen; no directory
-# of such a name does any harm. Literal addresses of IPv4 are names like others.
-_HOST_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*(?:\.[A-Za-z0-9][A-Za-z0-9-]*)*")
+# Departure: one trailing dot is taken off, since some clients send it as people typed it; labels
+# are neither limited to 63 bytes nor forbidden to end in a hyphen; and a label may have underscores
+# (browsers and certificates know such names), though not in front: no client can ask for an entry
+# whose name begins with one. Literal addresses of IPv4 are names like others.
+_HOST_NAME = re.compile(rb"([A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9][A-Za-z0-9_-]*)*)\.?")
 
 
 def canonical(name: bytes) -> str | None:
     """Give the one spelling of ``name`` that is looked up, or None if it is no host name."""
-    return _canonical(name) if len(name) <= MAX_LENGTH else None
+    return _canonical(name) if len(name) <= MAX_LENGTH + 1 else None
 
 
 @functools.lru_cache(maxsize=1024)  # most connections ask for the names of a few others
 def _canonical(name: bytes) -> str | None:
     """Do so for a name that is short enough: what a cache keeps has a bound in bytes."""
-    return name.decode("ascii").lower() if _HOST_NAME.fullmatch(name) else None
+    match = _HOST_NAME.fullmatch(name)
+    if match is None or len(match[1]) > MAX_LENGTH:
+        return None
+    return match[1].decode("ascii").lower()

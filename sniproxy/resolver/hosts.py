@@ -2,13 +2,14 @@
 
 The working directory of the process is the hosts directory, opened once at the start; everything
 below it is looked up afresh for every connection, so that the file system is the configuration.
-Nothing in it is ever opened: a socket is connected to, two file names are asked for.
+Nothing in it is ever opened: a socket is connected to, file names are asked for.
 
 Only this module touches paths, and only it says which failure of a look-up is which alert.
 """
 
 import errno
 import os
+import stat
 from socket import AF_UNIX, SOL_SOCKET, SocketType
 
 from sniproxy.parser.alert import Alert, Refusal
@@ -17,7 +18,15 @@ from sniproxy.resolver import naming
 SUN_PATH = 107
 """Bytes of a socket's path without its final NUL, unix(7)."""
 
+NO_SUCH_HOST = "no_such_host"
 _NO_SOCKET = "no_socket"
+_NOTHING_LISTENS = "nothing_listens"
+BACKEND_DOWN = frozenset({_NO_SOCKET, _NOTHING_LISTENS})
+"""Reasons for a refusal that pass when the backend is started."""
+
+OVERFLOW_UID = 65534
+"""Who owns, as it seems in a user namespace (PrivateUsers=), what belongs to any user that is not
+mapped into it (user_namespaces(7)): so it may be anybody."""
 
 SO_PASSRIGHTS = 83
 """Option of a Unix socket, Linux 6.16 (asm-generic/socket.h): whether others may pass descriptors
@@ -31,7 +40,7 @@ _UNKNOWN_HOST = {
     errno.ELOOP: "link_loop",
     errno.EACCES: "permission_denied",
     errno.EPERM: "permission_denied",
-    errno.ECONNREFUSED: "nothing_listens",
+    errno.ECONNREFUSED: _NOTHING_LISTENS,
 }
 
 DESCRIPTORS_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -89,7 +98,9 @@ class Hosts:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def connect(self, directory: str, backend: SocketType) -> None:
+    def connect(
+        self, directory: str, backend: SocketType, socket_name: str = naming.SOCKET
+    ) -> None:
         """Connect a non-blocking Unix stream socket to the backend of a host's directory.
 
         Where the kernel can do it, the backend can pass no descriptor over it: its sendmsg(2) fails
@@ -100,7 +111,7 @@ class Hosts:
         """
         if self._refuse_descriptors:
             backend.setsockopt(SOL_SOCKET, SO_PASSRIGHTS, 0)
-        path = f"{directory}/{naming.SOCKET}"
+        path = f"{directory}/{socket_name}"
         if self._elsewhere:
             self._return()
         if len(path) <= SUN_PATH:
@@ -111,7 +122,7 @@ class Hosts:
         os.chdir(directory)
         self._elsewhere = True
         try:
-            backend.connect(naming.SOCKET)
+            backend.connect(socket_name)
         finally:
             self._return()
 
@@ -125,8 +136,8 @@ class Hosts:
         if reason is None:
             full = isinstance(error, BlockingIOError)
             return Refusal(Alert.INTERNAL_ERROR, "queue_full" if full else "backend_fault")
-        if reason is _NO_SOCKET and not os.access(f"{directory}/.", os.F_OK):
-            reason = "no_such_host"
+        if reason is _NO_SOCKET and not self.has(directory, "."):
+            reason = NO_SUCH_HOST
         return Refusal(Alert.UNRECOGNIZED_NAME, reason)
 
     def _return(self) -> None:
@@ -138,10 +149,43 @@ class Hosts:
         os.fchdir(self._descriptor)
         self._elsewhere = False
 
+    def has(self, directory: str, name: str) -> bool:
+        """Say whether there is something of that name in a host's directory."""
+        return os.access(f"{directory}/{name}", os.F_OK)
+
     def proxy_version(self, directory: str) -> int:
         """Say which PROXY header a host wants: 2, 1, or 0 for none. The newer one wins."""
-        if os.access(f"{directory}/{naming.SEND_PROXY_V2}", os.F_OK):
+        if self.has(directory, naming.SEND_PROXY_V2):
             return 2
-        if os.access(f"{directory}/{naming.SEND_PROXY_V1}", os.F_OK):
-            return 1
-        return 0
+        return 1 if self.has(directory, naming.SEND_PROXY_V1) else 0
+
+    def fallback(self, host: str) -> str | None:
+        """Name the entry that serves a host which has no directory of its own, or clients without
+        a server name (empty); None where nothing does. At most four look-ups.
+
+        Such an entry takes what nobody else has, so it counts only if it is a directory that
+        belongs to root or to the owner of the hosts directory, and so does the link to it.
+        """
+        for entry in naming.fallbacks(host):
+            directory = naming.directory_name(entry)
+            try:
+                status = os.lstat(directory)
+                if stat.S_ISLNK(status.st_mode) and self.trusts(status.st_uid):
+                    status = os.stat(directory)
+            except OSError:
+                continue
+            if stat.S_ISDIR(status.st_mode) and self.trusts(status.st_uid):
+                return entry
+        return None
+
+    def trusts(self, owner: int) -> bool:
+        """Say whether a user may have an entry that serves many hosts."""
+        return owner == 0 or owner == os.fstat(self._descriptor).st_uid != OVERFLOW_UID
+
+    def awaits_validation(self, host: str) -> bool:
+        """Say whether a certificate authority that validates a host gets a socket of its own."""
+        directory = naming.directory_name(host)
+        if self.has(directory, naming.ACME_SOCKET):
+            return True
+        entry = None if self.has(directory, ".") else self.fallback(host)
+        return entry is not None and self.has(naming.directory_name(entry), naming.ACME_SOCKET)

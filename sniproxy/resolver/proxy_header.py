@@ -44,7 +44,8 @@ def version_1(source: SocketAddress, destination: SocketAddress) -> bytes:
 
 
 def version_2(source: SocketAddress, destination: SocketAddress, host: str) -> bytes:
-    """Encode the block of section 2.2 with the host name as PP2_TYPE_AUTHORITY (2.2.2).
+    """Encode the block of section 2.2 with the host name, if there is one, as PP2_TYPE_AUTHORITY
+    (2.2.2).
 
     A client without TCP is announced as LOCAL: it has no address to speak of.
     """
@@ -57,6 +58,7 @@ def version_2(source: SocketAddress, destination: SocketAddress, host: str) -> b
         command, family = _VERSION_2_PROXY, _TCP_OVER_IPV6 if ip == AF_INET6 else _TCP_OVER_IPV4
         ports = struct.pack("!HH", client_port, server_port)
         addresses = inet_pton(ip, client) + inet_pton(ip, server) + ports
-    authority = struct.pack("!BH", _PP2_TYPE_AUTHORITY, len(host)) + host.encode("ascii")
-    block = addresses + authority
+    block = addresses
+    if host:
+        block += struct.pack("!BH", _PP2_TYPE_AUTHORITY, len(host)) + host.encode("ascii")
     return _SIGNATURE + struct.pack("!BBH", command, family, len(block)) + block

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import idna
 
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
-from sniproxy.resolver.naming import directory_name
+from sniproxy.resolver.naming import DEFAULT, NO_SERVER_NAME, WILDCARD, directory_name
 from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.output import complain, tell
 
@@ -28,12 +28,25 @@ MAX_INPUT = 1000
 nothing; Punycode takes time with the square of its input."""
 
 _ACE_PREFIX = "xn--"
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.-]")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 
 
 class InvalidNameError(ValueError):
     """The text is no host name; says what is wrong with it."""
+
+
+def entry(name: str) -> str:
+    """Give the entry for ``name``, which may also be ``*.`` and a name, as in certificates, or the
+    name of an entry that serves many hosts. Raises InvalidNameError."""
+    if name in (DEFAULT, NO_SERVER_NAME):
+        return name
+    if name.startswith(("*.", WILDCARD)):
+        wildcard = WILDCARD + to_ascii(name[2:])
+        if len(wildcard) > MAX_LENGTH:
+            raise InvalidNameError(f"leaves no room for a label: {MAX_LENGTH} bytes are allowed")
+        return wildcard
+    return to_ascii(name)
 
 
 def to_ascii(name: str) -> str:
@@ -91,8 +104,8 @@ def _outside_the_grammar(name: str, ascii_name: str) -> str:
     for position, character in enumerate(name):
         # What is typed may be another character, such as a fraction, which becomes a slash.
         if wrong & set(_mapped(character)):
-            return f"has {_at(name, position)}: only a-z, 0-9, - and . can be looked up"
-    return "has a label that starts with a hyphen"
+            return f"has {_at(name, position)}: only a-z, 0-9, -, _ and . can be looked up"
+    return "has a label that starts with a hyphen or an underscore"
 
 
 def _at(text: str, position: int) -> str:
@@ -188,14 +201,17 @@ def main(arguments: Sequence[str]) -> int:
         epilog="Manual: man 1 sniproxy-hostname. Exit status: 0 if all names are valid, 1 if not.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="host names; without any, read standard input"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="host names, or *.NAME, _default, _nosni; without any, read standard input",
     )
     given = parser.parse_args(arguments).names
     status = 0
     try:
         for name in _names(given):
             try:
-                if not tell(directory_name(to_ascii(name)) + "\n"):
+                if not tell(directory_name(entry(name)) + "\n"):
                     return 1
             except InvalidNameError as error:
                 status = 1

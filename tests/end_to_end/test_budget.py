@@ -20,7 +20,15 @@ import pytest
 
 from bench import account, calls
 from bench.calls import Trace
-from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, in_thread, read_all, read_exactly
+from tests.end_to_end.harness import (
+    TIMEOUT,
+    Backend,
+    Proxy,
+    directory_name,
+    in_thread,
+    read_all,
+    read_exactly,
+)
 from tests.hello import hello
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -53,10 +61,13 @@ CALLS_OF_A_CONNECTION = Budget(
     "then a hello comes later than its connection, and costs 3 more (setsockopt is Linux 6.16's)",
 )
 CALLS_OF_A_REFUSAL = Budget(
-    12.5,
-    "ioctl accept4 getsockname recv; socket setsockopt connect access close; send shutdown recv "
-    "close, and a wait; one ioctl and one wait are for several",
+    14.5,
+    "ioctl accept4 getsockname recv; socket setsockopt connect access, newfstatat for the wildcard "
+    "and for the default, close; send shutdown recv close, and a wait; one ioctl and one wait are "
+    "for several",
 )
+CALLS_OF_A_WILDCARD = Budget(3.2, "access newfstatat connect: the directory, whose it is, again")
+CALLS_OF_THE_DEFAULT = Budget(4.2, "access newfstatat newfstatat connect: no wildcard either")
 CALLS_OF_A_ROUND_TRIP = Budget(6.2, "each way a wait, a read and a write: no read too many")
 CALLS_OF_A_MEGABYTE_DOWN = Budget(
     20,
@@ -162,6 +173,29 @@ def test_system_calls_of_a_refusal(traced: tuple[Proxy, Trace]) -> None:
     proxy, trace = traced
     counted = count_connections(proxy, trace, lambda: refuse_one(proxy))
     assert CALLS_OF_A_REFUSAL.allows(counted.total() / 100), counted
+
+
+@pytest.mark.parametrize(
+    ("entry", "budget"),
+    [("_.example", CALLS_OF_A_WILDCARD), ("_default", CALLS_OF_THE_DEFAULT)],
+)
+def test_system_calls_of_an_entry_for_many(
+    traced: tuple[Proxy, Trace], backend_of: Make, entry: str, budget: Budget
+) -> None:
+    """What it costs more than a directory of the host's own."""
+    proxy, trace = traced
+    backend = backend_of(proxy.directory("a.example"))
+    for _ in range(TRANSFERS):
+        own = count_connections(proxy, trace, lambda: serve_one(proxy, backend))
+        moved = proxy.directory("a.example")
+        moved.rename(moved.with_name(directory_name(proxy.hashed, entry)))
+        many = count_connections(proxy, trace, lambda: serve_one(proxy, backend))
+        moved.with_name(directory_name(proxy.hashed, entry)).rename(moved)
+        names = "access", "newfstatat", "connect"
+        more = sum(many[name] - own[name] for name in names) / 100
+        if budget.allows(more) and (many.total() - own.total()) / 100 < budget.most + 1:
+            return
+    raise AssertionError((own, many))
 
 
 def refuse_one(proxy: Proxy) -> None:

@@ -32,7 +32,12 @@ from sniproxy.process.parcel import take
 from sniproxy.resolver.proxy_header import SocketAddress, version_1, version_2
 from sniproxy.tools.hostname import MAX_LABEL, InvalidNameError, to_ascii
 from tests.hello import hello
-from tests.test_client_hello import Outcome, reference, reference_name
+from tests.test_client_hello import (
+    Outcome,
+    reference,
+    reference_name,
+    reference_validates,
+)
 
 
 def client_hello(data: bytes) -> None:
@@ -58,6 +63,7 @@ def client_hello(data: bytes) -> None:
     assert reason.replace("_", "").isalpha()
     assert outcome == reference(wire[:at])
     if isinstance(outcome, str):
+        assert parser.validates() is reference_validates(bytes(parser._message))
         # It is its own canonical form, and asking for it gives it again.
         assert ClientHelloParser().feed(hello(outcome)) == outcome
 
@@ -87,7 +93,7 @@ def proxy_header(data: bytes) -> None:
         _address(family, data[1], data[2:20]),
         _address(family, data[0] >> 4, data[20:38]),
     )
-    host = (canonical(data[38:292]) or "a") if len(data) > 40 else "a"
+    host = (canonical(data[38:292]) or "a") if len(data) > 40 else ""
     expected = _expected(source, destination)
     line = version_1(source, destination)
     assert len(line) <= 107
@@ -152,6 +158,8 @@ def _decode_2(block: bytes) -> tuple[list[Endpoints], str]:
         rest = rest[2 * width + 4 :]
     else:
         assert (command, family) == (0x20, 0)
+    if not rest:
+        return ends, ""
     kind, length = struct.unpack("!BH", rest[:3])
     assert (kind, length) == (2, len(rest) - 3)
     return ends, rest[3:].decode("ascii")
