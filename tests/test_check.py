@@ -70,7 +70,7 @@ def test_each_problem_is_named(hosts: pathlib.Path, capsys: pytest.CaptureFixtur
     listen(hosts / "Upper.example").close()
     (hosts / "empty.example").mkdir()
     (hosts / "file.example").touch()
-    (hosts / "a_b").mkdir()
+    (hosts / "_a").mkdir()
     (hosts / "dangling.example").symlink_to("nowhere")
     (hosts / "loop.example").symlink_to("loop.example")
     (hosts / "absolute.example").symlink_to(hosts / "dead.example")
@@ -84,7 +84,7 @@ def test_each_problem_is_named(hosts: pathlib.Path, capsys: pytest.CaptureFixtur
         "Upper.example": "rename it to upper.example",
         "empty.example": "there is no tls-socket",
         "file.example": "not a directory",
-        "a_b": "can never be asked for",
+        "_a": "can never be asked for",
         "dangling.example": "dangling link",
         "loop.example": "in a circle",
         "absolute.example": "use dead.example",
@@ -573,7 +573,7 @@ def test_what_is_left_lying_is_noted(
     assert {line.split()[0] for line in lines} == {"note"}
     assert {line.split()[1] for line in lines} == noted
     # What may have been meant is told of.
-    for name in ("Upper.example", "a_b", "c.example"):
+    for name in ("Upper.example", "_a", "c.example"):
         (hosts / name).mkdir()
     (hosts / "file.example").touch()
     with listen(hosts / "d.example.bak"):
@@ -581,7 +581,7 @@ def test_what_is_left_lying_is_noted(
     assert status == 1
     assert {name for name, one in found.items() if one["is_host"]} == set(found) - noted
     assert {name for name, one in found.items() if one["problems"]} == {
-        "Upper.example", "a_b", "c.example", "file.example",
+        "Upper.example", "_a", "c.example", "file.example",
     }  # fmt: skip
     assert found["d.example.bak"]["accepts"]
 
@@ -777,7 +777,7 @@ def test_work_is_bounded(
         assert done.stderr == ""
         return trace.read_text().count("\n"), done.stdout.splitlines()
 
-    (hosts / "a_b").mkdir()  # whose name has idna loaded
+    (hosts / "_a").mkdir()  # whose name has idna loaded
     before, _ = calls()
     mazes(hosts)
     after, lines = calls()

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pwd
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -135,7 +136,7 @@ def test_examples_of_names_are_right() -> None:
     page = next(page for page in PAGES if page.stem == "sniproxy-hostname")
     example = re.search(r"\$ sniproxy-hostname (.+)\n((?:[^$.].*\n)+)", text_of(page))
     assert example
-    assert tool(page, *example[1].split()) == example[2]
+    assert tool(page, *shlex.split(example[1])) == example[2]
 
 
 def test_the_example_of_a_check_is_right(tmp_path: pathlib.Path) -> None:

@@ -92,7 +92,7 @@ def test_complaints_that_nobody_gets() -> None:
     """The exit status is what it would be."""
     for redirection in ("2>/dev/full", "2>&-"):
         assert run(f'"$@" {redirection}', "sniproxy", "--no-such-option").returncode == 2
-        done = run(f'"$@" {redirection}', "sniproxy-hostname", "a_b", "a.b", "c_d")
+        done = run(f'"$@" {redirection}', "sniproxy-hostname", "a,b", "a.b", "c,d")
         assert (done.returncode, done.stdout) == (1, "a.b\n")
 
 

@@ -91,6 +91,104 @@ def test_from_nothing_to_a_served_name(
         run("systemctl", "stop", "caddy")
 
 
+def test_one_server_for_many_names(
+    proxy: None, hosts: pathlib.Path, backend_at: Callable[..., Backend]
+) -> None:
+    backend_at(make_host(BLOG) / "tls-socket", "the blog")
+    follow(block("operations.md", "Many names, and all others"))
+    for name in (BLOG, SHOP, "localhost"):
+        assert ask(name) == "the blog"
+    make_host(SHOP)
+    with pytest.raises(OSError, match=r"UNRECOGNIZED_NAME|unrecognized name"):
+        ask(SHOP)
+
+
+SITE = """server {{
+    listen unix:/srv/sniproxy/{name}/tls-socket ssl;
+    ssl_certificate {here}/server.pem;
+    ssl_certificate_key {here}/server.pem;
+    location / {{ return 200 "{name}"; }}
+}}
+"""
+
+
+@pytest.fixture
+def site(proxy: None) -> Iterator[Callable[[str], None]]:
+    """Have nginx serve hosts, from its next start on."""
+    path = pathlib.Path("/etc/nginx/sites-enabled/promise")
+
+    def enable(name: str) -> None:
+        make_host(name)
+        path.write_text(SITE.format(name=name, here=HERE))
+
+    yield enable
+    path.unlink(missing_ok=True)
+    run("systemctl", "disable", "--now", "nginx.socket", check=False)
+    for name in ("nginx.socket", "nginx.service.d/socket.conf"):
+        (DROP_INS / name).unlink(missing_ok=True)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "nginx")
+
+
+class Visitors:
+    """Somebody who fetches a page again and again, each time on a connection of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.count = 0
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with Client(self._name) as client:
+                    page = client.fetch("/")
+            except OSError as error:
+                page = repr(error).encode()
+            self.count += 1
+            if page != self._name.encode():
+                self.failures.append(page.decode())
+
+    def __enter__(self) -> "Visitors":
+        self._thread.start()
+        return self
+
+    def more(self) -> None:
+        aim = self.count + 5
+        eventually("more answers", lambda: self.count >= aim)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("way", ["systemd's socket", "a file"])
+def test_clients_wait_for_a_backend_that_restarts(site: Callable[[str], None], way: str) -> None:
+    """What is told to be so without, and no longer with either of what the manual says."""
+    name = SHOP if way == "systemd's socket" else BLOG
+    site(name)
+    run("systemctl", "restart", "nginx")
+    with Visitors(name) as visitors:
+        visitors.more()
+        run("systemctl", "stop", "nginx")
+        eventually("a failure", lambda: visitors.failures)
+        run("rm", "-f", HOSTS / name / "tls-socket")
+        run("systemctl", "start", "nginx")
+        if name == SHOP:
+            follow(block("operations.md", "Backends that restart", 0))
+        else:
+            follow(block("operations.md", "Backends that restart", 1))
+        visitors.more()
+        visitors.failures.clear()
+        for _ in range(3):
+            run("systemctl", "stop", "nginx.service")
+            run("systemctl", "start", "nginx.service")
+            visitors.more()
+        assert not visitors.failures
+
+
 @pytest.fixture
 def forwarder(proxy: None) -> Iterator[socket.socket]:
     """Give the server of a host behind the documented forwarder."""

@@ -68,6 +68,50 @@ def test_no_user_takes_the_name_of_the_executable(backend_at: Start, hosts: path
         fails("rmdir", hosts / name, user="alice")
 
 
+def test_nobody_but_root_serves_many_hosts(backend_at: Start, hosts: pathlib.Path) -> None:
+    """In the jail all other users look like one, PrivateUsers=."""
+    hosts.chmod(0o1777)
+
+    def refused() -> None:
+        with pytest.raises(OSError, match=r"UNRECOGNIZED_NAME|unrecognized name"):
+            ask(BLOG)
+
+    entries = (hosts / "_.promise.example", hosts / "_default")
+    try:
+        for entry in entries:
+            run("mkdir", entry, user="alice")
+            backend_at(entry / "tls-socket", "caught")
+            refused()
+            # The directory's own owner is another whom the jail can't tell from alice.
+            for owner in ("bob", "nobody", "alice"):
+                run("chown", owner, hosts)
+                refused()
+            run("chown", "root", hosts)
+            for owner in ("sniproxy", "bob"):
+                run("chown", owner, entry)
+                refused()
+            run("chown", "root", entry)
+            assert ask(BLOG) == "caught"
+            # A link of hers to what is root's catches nothing, either.
+            run("mv", entry, hosts / "moved.promise.example")
+            run("ln", "-s", "moved.promise.example", entry, user="alice")
+            refused()
+            run("chown", "-h", "root", entry)
+            assert ask(BLOG) == "caught"
+            fails("rm", entry, user="alice")
+            run("rm", "-r", entry, hosts / "moved.promise.example")
+        # What is the proxy's own user's counts where the hosts directory is, too.
+        run("mkdir", entries[1], user="sniproxy")
+        backend_at(entries[1] / "tls-socket", "its own", "sniproxy")
+        refused()
+        run("chown", "sniproxy", hosts)
+        assert ask(BLOG) == "its own"
+    finally:
+        run("chown", "root", hosts)
+        for entry in entries:
+            run("rm", "-rf", entry)
+
+
 def test_the_mode_of_the_hosts_directory_is_the_administrator_s(hosts: pathlib.Path) -> None:
     hosts.chmod(0o1777)
     run("systemd-tmpfiles", "--create")
