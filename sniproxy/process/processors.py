@@ -7,11 +7,11 @@ in being stopped by the kernel.
 
 import math
 import os
+import re
 import stat
 
 _OWN_GROUP = "/proc/self/cgroup"
 _GROUPS = "/sys/fs/cgroup"
-_UNIFIED = "0::"
 _LARGEST = 4096
 """Bytes of these files that are read: they hold a line or a few."""
 
@@ -29,26 +29,15 @@ def quota(own_group: str = _OWN_GROUP, groups: str = _GROUPS) -> float | None:
     A group's limit holds for all below it, so each one up to the root has its say (cgroups(7),
     ``cpu.max``). Only the unified hierarchy is looked at.
     """
-    own = next(
-        (
-            line.removeprefix(_UNIFIED)
-            for line in _read(own_group).splitlines()
-            if line.startswith(_UNIFIED)
-        ),
-        None,
-    )
+    own = re.search("^0::(.*)$", _read(own_group), re.MULTILINE)
     if own is None:
         return None
-    limits = []
-    path = own.strip("/")
-    while True:
-        limit = _limit(_read(os.path.join(groups, path, "cpu.max")))
-        if limit is not None:
-            limits.append(limit)
-        if not path:
-            break
+    path = own[1].strip("/")
+    limits = [_limit(_read(os.path.join(groups, "cpu.max")))]
+    while path:
+        limits.append(_limit(_read(os.path.join(groups, path, "cpu.max"))))
         path = os.path.dirname(path)
-    return min(limits, default=None)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _limit(text: str) -> float | None:

@@ -5,9 +5,6 @@ import stat
 import sys
 from collections.abc import Sequence
 
-_MOST_LINKS = 40
-"""Symbolic links on the way to a file, as in the kernel (path_resolution(7))."""
-
 
 def own_command() -> list[str] | None:
     """Give the command that we were started by, with the absolute path of its file; None where that
@@ -40,29 +37,18 @@ def why_not_to_run(command: Sequence[str]) -> str | None:
 
 def _others(path: str) -> str | None:
     """Follow an absolute path, links and all; say where others than root and we may change what is
-    there next."""
-    here, rest, links = "/", path.split("/")[::-1], 0
-    problem = _changeable(here)
-    while rest and problem is None:
-        name = rest.pop()
-        if name in ("", "."):
-            continue
-        if name == "..":
-            here = os.path.dirname(here)
-            continue
+    there next. Raises OSError."""
+    os.stat(path)  # so that the links are no circle
+    here = "/"
+    for name in path.split("/"):
         there = os.path.join(here, name)
         problem = _changeable(there)
-        if not os.path.islink(there):
-            here = there
-            continue
-        links += 1
-        target = os.readlink(there)
-        if target.startswith("/"):
-            here = "/"
-        rest += target.split("/")[::-1]
-        if links > _MOST_LINKS:
-            problem = f"{path}: too many links"
-    return problem
+        if problem is None and os.path.islink(there):
+            problem = _others(os.path.join(here, os.readlink(there)))
+        if problem is not None:
+            return problem
+        here = os.path.realpath(there)
+    return None
 
 
 def _changeable(path: str) -> str | None:
