@@ -7,6 +7,7 @@ server says what becomes of its reports, and calls ``stop``.
 import functools
 import gc
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from socket import socket
@@ -99,10 +100,10 @@ class Server:
         """Count the connections that are open now."""
         return self._connections.totals.open
 
-    def adopt(self, parcels: Sequence[Parcel], most: int) -> tuple[int, int]:
+    def adopt(self, parcels: Sequence[Parcel], most: int = sys.maxsize) -> int:
         """Go on with about ``most`` connections of who was here before, if there is room for their
-        descriptors; say how many there are now, and how many were lost."""
-        adopted = lost = 0
+        descriptors; say how many they are."""
+        adopted = 0
         room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE - len(parcels)
         for parcel in parcels:
             while adopted < most:
@@ -113,14 +114,10 @@ class Server:
                 if message is None:
                     break
                 for carried in message.connections:
-                    if adopt(self._connections, carried):
-                        adopted += 1
-                    else:
-                        lost += 1
+                    adopted += adopt(self._connections, carried)
                 if message.lost:
-                    lost += message.lost
                     self._log.warning("not_adopted", count=message.lost, problem=message.problem)
-        return adopted, lost
+        return adopted
 
     def hand_over(self, keep: Callable[[Parcel], None], most: int) -> None:
         """Accept no more, and give away what is open and has no more than ``most`` descriptors.
@@ -148,7 +145,7 @@ class Server:
                 except Exception as error:  # whatever it is, these go on here
                     problem = error
                     count -= parcel.count
-                    lost = parcel.count - self.adopt([parcel], parcel.count)[0]
+                    lost = parcel.count - self.adopt([parcel])
                     if lost:
                         said = getattr(error, "strerror", None) or type(error).__name__
                         self._log.error("connections_lost", count=lost, error=said)

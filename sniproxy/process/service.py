@@ -187,8 +187,7 @@ class _Service:
         # Also those that whoever started us had blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._log_start()
-        adopted, _ = server.adopt(self._parcels, sys.maxsize)
-        self._ready(adopted)
+        self._ready(server.adopt(self._parcels))
         server.run()
         # What can't be given back for want of memory, the kernel takes: this is the end.
         with contextlib.suppress(*NO_MEMORY):
@@ -267,7 +266,7 @@ class _Service:
             elif event == supervisor.COUNT:
                 report(event, open=server.open())
             elif event == supervisor.ADOPT:
-                adopted, _ = server.adopt(self._parcels, sys.maxsize)
+                adopted = server.adopt(self._parcels)
                 self._close_parcels()
                 report(event, adopted=adopted)
             elif event == supervisor.HAND_OVER:
@@ -282,7 +281,7 @@ class _Service:
         parcels = self._parcels
         share = sum(parcel.count for parcel in parcels) // self._count + 1
         first = number * len(parcels) // self._count
-        adopted, _ = server.adopt([*parcels[first:], *parcels[:first]], share)
+        adopted = server.adopt([*parcels[first:], *parcels[:first]], share)
         report(supervisor.READY, adopted=adopted)
         server.run()
         with contextlib.suppress(*NO_MEMORY):  # as above
