@@ -65,10 +65,6 @@ def field(value: object) -> str:
     return f'"{escaped}"'
 
 
-def _words(event: str, fields: Mapping[str, object]) -> str:
-    return " ".join([f"event={event}", *(f"{key}={field(value)}" for key, value in fields.items())])
-
-
 class Log:
     """Lines of ``key=value``, filtered by level.
 
@@ -95,7 +91,7 @@ class Log:
         self._begun = False  # its first line is the rest of one
         self._owed = b""  # what ends a line that was begun and whose rest was lost
         self._told = 0  # dropped lines of which its first line tells
-        self._repeats: Repeats[Priority] = Repeats()
+        self._repeats = Repeats()
         self.on_backlog: Callable[[], None] = lambda: None
         """Called for each line that has to wait: ``flush`` wants to be called a little later."""
         self.on_repeats: Callable[[], None] = lambda: None
@@ -104,17 +100,17 @@ class Log:
 
     def error(self, event: str, **fields: object) -> None:
         """Log that the process can't do what it is for, or count it."""
-        self._once(Priority.ERROR, event, fields)
+        self._log(Priority.ERROR, event, fields, once=True)
 
     def warning(self, event: str, **fields: object) -> None:
         """Log a fault of a backend or of the system, or count it."""
-        self._once(Priority.WARNING, event, fields)
+        self._log(Priority.WARNING, event, fields, once=True)
 
     def report_repeats(self) -> bool:
         """Log how often each warning and error came again, and begin a new period. Never wants to
         be called again: the next one sees to that."""
         for priority, words, count in self._repeats.take():
-            self._write(priority, f"{words} count={count}")
+            self._write(Priority(priority), f"{words} count={count}")
         return False
 
     def info(self, event: str, **fields: object) -> None:
@@ -145,22 +141,17 @@ class Log:
         if self.connections:
             self._log(Priority.INFO, "connection", fields)
 
-    def _once(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
+    def _log(
+        self, priority: Priority, event: str, fields: Mapping[str, object], *, once: bool = False
+    ) -> None:
         try:
-            words = _words(event, fields)
-            if self._repeats.first(priority, event, words):
+            words = " ".join([f"event={event}", *(f"{key}={field(fields[key])}" for key in fields)])
+            if not once or self._repeats.first(priority, event, words):
                 self._write(priority, words)
-            self.on_repeats()
+            if once:
+                self.on_repeats()
         except Exception:  # whatever it was, the proxy goes on
             self.dropped += 1
-
-    def _log(self, priority: Priority, event: str, fields: Mapping[str, object]) -> None:
-        try:
-            words = _words(event, fields)
-        except Exception:  # as above
-            self.dropped += 1
-        else:
-            self._write(priority, words)
 
     def _write(self, priority: Priority, words: str) -> None:
         try:

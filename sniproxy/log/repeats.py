@@ -7,7 +7,7 @@ of event.
 """
 
 from collections.abc import Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 PERIOD: Final = 60.0
 """Seconds from a line to the report of all that came meanwhile."""
@@ -21,37 +21,32 @@ MAX_BYTES: Final = 64 * 1024
 MAX_WORDS: Final = 1024
 """Characters by which lines are told apart: a host name of the greatest length leaves 700."""
 
-P = TypeVar("P")
 
-
-class Repeats(Generic[P]):
+class Repeats:
     """The lines of this period with their priority, and how often each came again."""
 
-    __slots__ = ("_others", "_rows", "_size")
+    __slots__ = ("_rows", "_size")
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[P, str], int] = {}
-        self._others: dict[tuple[P, str], int] = {}
+        self._rows: dict[tuple[int, str], int] = {}
         self._size = 0
 
-    def first(self, priority: P, event: str, words: str) -> bool:
+    def first(self, priority: int, event: str, words: str) -> bool:
         """Count a line of an event; say whether it is the first of its row, and to be written."""
-        words = words[:MAX_WORDS]
-        rows, row = self._rows, (priority, words)
-        if row not in rows:
-            if len(rows) < MAX_ROWS and self._size + len(words) <= MAX_BYTES:
-                self._size += len(words)
+        row = priority, words[:MAX_WORDS]
+        if row not in self._rows:
+            size = self._size + len(row[1])
+            if len(self._rows) < MAX_ROWS and size <= MAX_BYTES:
+                self._size = size
             else:
-                rows, row = self._others, (priority, f"event={event} others=yes")
-        seen = row in rows
-        rows[row] = rows[row] + 1 if seen else 0
+                row = priority, f"event={event} others=yes"
+        seen = row in self._rows
+        self._rows[row] = self._rows[row] + 1 if seen else 0
         return not seen
 
-    def take(self) -> Iterator[tuple[P, str, int]]:
+    def take(self) -> Iterator[tuple[int, str, int]]:
         """Give the lines that came again, with their words and how often; begin anew."""
-        tables = self._rows, self._others
-        self._rows, self._others, self._size = {}, {}, 0
-        for table in tables:
-            for (priority, words), count in table.items():
-                if count:
-                    yield priority, words, count
+        rows, self._rows, self._size = self._rows, {}, 0
+        for (priority, words), count in rows.items():
+            if count:
+                yield priority, words, count

@@ -9,7 +9,6 @@ import os
 import select
 import socket
 import stat
-from typing import Protocol
 
 MAX_LINE = 4096
 """Bytes. PIPE_BUF, so that the lines of several processes never mix (pipe(7))."""
@@ -18,23 +17,23 @@ _SYSLOG_SOCKET = "/dev/log"
 _FACILITY_DAEMON = 3 << 3
 
 
-class Sink(Protocol):
-    """Where lines go. ``write`` takes up to ``batch`` lines, of MAX_LINE bytes together, and says
-    how many bytes were taken: where that is in the middle of a line, the next write begins with its
-    rest. It raises BlockingIOError for "not now", any other OSError for "never"."""
+class Sink:
+    """Where lines go; this one, nowhere. ``write`` takes up to ``batch`` lines, of MAX_LINE bytes
+    together, and says how many bytes were taken: where that is in the middle of a line, the next
+    write begins with its rest. It raises BlockingIOError for "not now", any other OSError for
+    "never"."""
 
-    batch: int
+    batch = MAX_LINE
 
-    def write(self, lines: bytes) -> int: ...
+    def write(self, lines: bytes) -> int:
+        return len(lines)
 
     def close(self) -> None:
         """Close what the sink has opened itself, not where the lines go."""
 
 
-class SocketSink:
+class SocketSink(Sink):
     """A stream socket, such as the journal's."""
-
-    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=os.dup(fd))
@@ -46,14 +45,12 @@ class SocketSink:
         self._socket.close()
 
 
-class PipeSink:
+class PipeSink(Sink):
     """A pipe: the lines are first put into one of our own, then spliced without blocking.
 
     poll(2) would not do: between it and the write another process may fill the pipe. Only where
     splice(2) is forbidden there is nothing better.
     """
-
-    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -82,18 +79,20 @@ class PipeSink:
         os.close(self._write)
 
 
-class TerminalSink:
+class TerminalSink(Sink):
     """A terminal, which somebody may have stopped with Ctrl-S, or not read for long.
 
     It is opened anew, so that O_NONBLOCK is ours alone. Where that is not possible, as in a jail
     without /dev, poll(2) is asked first, which knows whether there is room, but not how much.
     """
 
-    batch = MAX_LINE
-
     def __init__(self, fd: int) -> None:
-        self._own = _opened_anew(fd)
-        self._fd = fd if self._own is None else self._own
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            # ttyname(3) compares the device: what is called like it may be anybody's file there.
+            self._fd = os.open(os.ttyname(fd), flags)
+        except OSError:
+            self._fd = os.dup(fd)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
 
@@ -103,31 +102,16 @@ class TerminalSink:
         return os.write(self._fd, lines)
 
     def close(self) -> None:
-        if self._own is not None:
-            os.close(self._own)
+        os.close(self._fd)
 
 
-def _opened_anew(terminal: int) -> int | None:
-    """Open a terminal's device for us alone, non-blocking; None where it is not to be had.
-
-    ttyname(3) compares the device: in a jail, what is called like it may be anybody's file.
-    """
-    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        return os.open(os.ttyname(terminal), flags)
-    except OSError:
-        return None
-
-
-class FileSink:
+class FileSink(Sink):
     """A regular file, or a device that takes everything.
 
     A full disk takes a part of a line. Others write to the same file, this program's other
     processes and its next copy among them, and none of them could know that the line is to be
     completed or ended first. So it is taken back.
     """
-
-    batch = MAX_LINE
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -156,11 +140,8 @@ class FileSink:
             return False
         return True
 
-    def close(self) -> None:
-        pass
 
-
-class SyslogSink:
+class SyslogSink(Sink):
     """The local syslog daemon by datagrams (RFC 3164 section 4.1.1 with the <N> of each line)."""
 
     batch = 1
@@ -180,18 +161,6 @@ class SyslogSink:
         self._socket.close()
 
 
-class NullSink:
-    """Nowhere."""
-
-    batch = MAX_LINE
-
-    def write(self, lines: bytes) -> int:
-        return len(lines)
-
-    def close(self) -> None:
-        pass
-
-
 def sink_of(fd: int) -> Sink:
     """Choose the way of writing to ``fd`` without blocking."""
     try:
@@ -201,7 +170,7 @@ def sink_of(fd: int) -> Sink:
         if stat.S_ISFIFO(mode):
             return PipeSink(fd)
     except OSError:
-        return NullSink()
+        return Sink()
     if stat.S_ISCHR(mode) and os.isatty(fd):
         return TerminalSink(fd)
     return FileSink(fd)
