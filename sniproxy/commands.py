@@ -7,7 +7,6 @@ install has a script for each. Everything is imported only when it is called for
 import os
 import signal
 import sys
-from collections.abc import Sequence
 
 from sniproxy.tools.output import complain, tell
 from sniproxy.version import FORMATS_OPTION, version_line
@@ -33,10 +32,10 @@ USAGE_ERROR = 2
 FAILURE = 1
 
 
-def run_sniproxy(arguments: Sequence[str]) -> int:
+def sniproxy() -> int:
     """Run the proxy; give the exit status."""
-    if arguments:
-        return _answer(arguments)
+    if sys.argv[1:]:
+        return _answer(sys.argv[1:])
     _end_at_interrupt()
     from sniproxy.process.inherited import NoListeningSocket  # noqa: PLC0415
     from sniproxy.process.service import serve  # noqa: PLC0415
@@ -51,14 +50,14 @@ def run_sniproxy(arguments: Sequence[str]) -> int:
         return FAILURE
 
 
-def _answer(arguments: Sequence[str]) -> int:
-    if list(arguments) == ["--version"]:
+def _answer(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
         return 0 if tell(version_line("sniproxy") + "\n") else FAILURE
-    if list(arguments) == [FORMATS_OPTION]:
+    if arguments == [FORMATS_OPTION]:
         from sniproxy.dataplane.state import formats_line  # noqa: PLC0415
 
         return 0 if tell(formats_line() + "\n") else FAILURE
-    if list(arguments) in (["--help"], ["-h"]):
+    if arguments in (["--help"], ["-h"]):
         return 0 if tell(_USAGE) else FAILURE
     wrong = arguments[1] if arguments[0] in ("--version", "--help", "-h") else arguments[0]
     complain(f"sniproxy: unknown argument {wrong!a}: there are no options, try sniproxy --help")
@@ -74,32 +73,32 @@ def _end_at_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run_hostname(arguments: Sequence[str]) -> int:
+def sniproxy_hostname() -> int:
     _end_at_interrupt()
     from sniproxy.tools import hostname  # noqa: PLC0415
 
-    return hostname.main(arguments)
+    return hostname.main(sys.argv[1:])
 
 
-def run_check(arguments: Sequence[str]) -> int:
+def sniproxy_check() -> int:
     _end_at_interrupt()
     from sniproxy.tools import check  # noqa: PLC0415
 
-    return check.main(arguments)
+    return check.main(sys.argv[1:])
 
 
-def run_listen(arguments: Sequence[str]) -> int:
+def sniproxy_listen() -> int:
     _end_at_interrupt()
     from sniproxy.tools import listen  # noqa: PLC0415
 
-    return listen.main(arguments)
+    return listen.main(sys.argv[1:])
 
 
 _COMMANDS = {
-    "sniproxy": run_sniproxy,
-    "sniproxy-hostname": run_hostname,
-    "sniproxy-check": run_check,
-    "sniproxy-listen": run_listen,
+    "sniproxy": sniproxy,
+    "sniproxy-hostname": sniproxy_hostname,
+    "sniproxy-check": sniproxy_check,
+    "sniproxy-listen": sniproxy_listen,
 }
 
 
@@ -109,20 +108,4 @@ def main() -> int:
     An unknown name runs the proxy: a copy may be called anything.
     """
     name = os.path.basename(sys.argv[0])
-    return _COMMANDS.get(name, run_sniproxy)(sys.argv[1:])
-
-
-def sniproxy() -> int:
-    return run_sniproxy(sys.argv[1:])
-
-
-def sniproxy_hostname() -> int:
-    return run_hostname(sys.argv[1:])
-
-
-def sniproxy_check() -> int:
-    return run_check(sys.argv[1:])
-
-
-def sniproxy_listen() -> int:
-    return run_listen(sys.argv[1:])
+    return _COMMANDS.get(name, sniproxy)()

@@ -287,7 +287,7 @@ def test_by_sniproxy_listen(
     log = tmp_path / "log-listen"
     if program.path.name == "python":
         command = [*program.command[:-1], "sniproxy"]
-        script = "from sniproxy.commands import run_listen; import sys; run_listen(sys.argv[1:])"
+        script = "from sniproxy.commands import sniproxy_listen; sniproxy_listen()"
         command = [str(program.path), "-P", "-c", script]
     else:
         link = program.path.with_name("sniproxy-listen")
