@@ -130,9 +130,12 @@ class Poller:
             self._watchers[fd] = None
 
     def unwatch(self, fd: int) -> None:
-        """Unregister a descriptor that stays open, here or in another process."""
-        self._epoll.unregister(fd)
-        self._watchers[fd] = None
+        """Unregister a descriptor that stays open, here or in another process, if it is there."""
+        try:
+            self._epoll.unregister(fd)
+        except (OSError, ValueError):  # not yet, or no longer
+            pass
+        self.forget(fd)
 
     def again(self, watcher: Watcher) -> None:
         """Resume a watcher in the next turn, after the others have had theirs."""

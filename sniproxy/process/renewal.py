@@ -6,7 +6,6 @@ is run anew in it by execve(2), so that whoever started us sees no change. Eithe
 up a connection before it is known that somebody will go on with it.
 """
 
-import contextlib
 import os
 import resource
 import signal
@@ -192,19 +191,19 @@ class _Trial:
         self._answer += some
         if some and len(self._answer) < _LONGEST_ANSWER:
             return
-        problem = None
-        if not reads_ours(self._answer.decode("utf-8", "replace")):
-            said = ascii(self._answer[-_EXCERPT:])
-            problem = f"{self._file}: it can't go on with our connections: {said}"
-        self.close()
-        self._then(problem)
+        if reads_ours(self._answer.decode("utf-8", "replace")):
+            self._conclude(None)
+        else:
+            self._conclude(f"it can't go on with our connections: {self._answer[-_EXCERPT:]!a}")
 
     def _expire(self) -> None:
         if not self.over:
             problem = f"it did not say in {TRIAL:g} seconds which connections it can go on with"
-            problem = f"{self._file}: {problem}"
-            self.close()
-            self._then(problem)
+            self._conclude(problem)
+
+    def _conclude(self, problem: str | None) -> None:
+        self.close()
+        self._then(problem and f"{self._file}: {problem}")
 
     def close(self) -> None:
         """End it. Done again, it changes nothing."""
@@ -212,8 +211,7 @@ class _Trial:
             return
         self.over = True
         # Whoever it has started may have a copy, which would keep ours registered.
-        with contextlib.suppress(OSError, ValueError):  # not yet, or no longer
-            self._poller.unwatch(self._pipe)
+        self._poller.unwatch(self._pipe)
         os.close(self._pipe)
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)

@@ -57,7 +57,10 @@ connections wait for it."""
 GRACE = 0.3
 """Seconds after ``DRAIN`` for workers to close what is left; then they are killed."""
 
-_LAST_WORDS = (HANDED_OVER, "connections_closed", "exit")
+_REFUSED = "refused"
+_LAST_WORDS = (_REFUSED, HANDED_OVER, "connections_closed", "exit")
+"""Events that no answer concludes: what is left of them is told when all have left."""
+
 _LOOK_AT_LAGGARDS = 0.1
 
 
@@ -103,8 +106,8 @@ class Supervisor:
         self._workers: dict[int, Worker] = {}
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
-        self._questions: dict[str, _Question] = {READY: _Question(set(range(count)))}
-        self._refused: Fields = {}
+        self._questions = {event: _Question({NOBODY}) for event in _LAST_WORDS}
+        self._questions[READY] = _Question(set(range(count)))
         self._refusals = Sweep(self._later, REFUSALS_REPORT, self._report_refusals)
         self._stopping = False
         self._reason = ""
@@ -120,7 +123,7 @@ class Supervisor:
         for number in (signal.SIGHUP, signal.SIGTERM):
             self._handlers.handle(number, functools.partial(self._stop, number))
         self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
-        self._handlers.handle(signal.SIGUSR1, self._ask_for_sums)
+        self._handlers.handle(signal.SIGUSR1, lambda: self._ask(SUMS))
         self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
@@ -134,7 +137,6 @@ class Supervisor:
         with contextlib.suppress(*NO_MEMORY):
             # One more signal must not find the loop half closed.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            self._report_refusals()
             self._log.report_repeats()
             for event in _LAST_WORDS:
                 fields = self._questions[event].fields
@@ -149,7 +151,6 @@ class Supervisor:
         """Do what is to be done between two turns; say whether that was the last."""
         if self._reason:
             self._when_stopping()
-            self._await_last_words()
             self._ask(STOP, reason=self._reason)
             self._reason = ""
         if self._to_fork and not self._stopping and not self._renewal.under_way:
@@ -270,15 +271,10 @@ class Supervisor:
 
     def _let_go(self, worker: Worker) -> None:
         """Close the channel to a worker that is gone, and know it no more."""
-        self._hear_no_more(worker)
+        # Closing does not take it out of the epoll while a worker just forked has a copy.
+        self._poller.unwatch(worker.channel.fileno())
         worker.channel.close()
         self._workers.pop(worker.number, None)
-
-    def _hear_no_more(self, worker: Worker) -> None:
-        # Nothing but this takes it out of the epoll while a worker just forked has a copy.
-        with contextlib.suppress(OSError):
-            self._poller.unwatch(worker.channel.fileno())
-        self._poller.forget(worker.channel.fileno())
 
     # What workers say.
 
@@ -290,19 +286,12 @@ class Supervisor:
             return False
         if message is None:
             # It is ending; until it has, there is nothing more to be read.
-            self._hear_no_more(worker)
+            self._poller.unwatch(worker.channel.fileno())
             return False
         event, fields = message
         if worker.patience != float("inf"):
             more = HANDING_OVER if event == PARCEL else DRAIN + GRACE
             worker.patience = time.monotonic() + more
-        # What can fail comes before the message is done, what is counted after it: once.
-        if event == "refused":
-            self._refusals.wake()
-            refused = _sum(self._refused, fields)
-            worker.channel.done()
-            self._refused = refused
-            return True
         if event == CROWDED:
             self._have_others_look(worker)
         elif event == PARCEL:
@@ -313,7 +302,10 @@ class Supervisor:
                 worker.open = int(fields["open"])
             elif event == READY and not question.fields:
                 self._later(LAGGARDS, question.awaited.clear)
+            elif event == _REFUSED:
+                self._refusals.wake()
             if not question.awaited.isdisjoint((worker.number, NOBODY)):
+                # What can fail comes before the message is done, what is counted after it: once.
                 said = _sum(question.fields, fields)
                 worker.channel.done()
                 question.fields = said
@@ -364,13 +356,11 @@ class Supervisor:
         for worker in self._workers.values():
             worker.tell(event, last=event == STOP, **fields)
 
-    def _ask_for_sums(self) -> None:
-        self._ask(SUMS)
-
     def _report_refusals(self) -> bool:
-        if self._refused:
-            self._log.info("refused", **self._refused)
-            self._refused = {}
+        refused = self._questions[_REFUSED]
+        if refused.fields:
+            self._log.info(_REFUSED, **refused.fields)
+            refused.fields = {}
         return False
 
     # The next process (``renewal.Owner``).
@@ -390,7 +380,6 @@ class Supervisor:
         if self._stopping:
             return
         self._later(_LOOK_AT_LAGGARDS, self._kill_who_hangs)
-        self._await_last_words()
         self._keep = keep
         for worker, share in zip(self._workers.values(), shares, strict=False):
             worker.patience = time.monotonic() + HANDING_OVER
@@ -439,17 +428,10 @@ class Supervisor:
     def _stop_now(self, number: signal.Signals) -> None:
         self._later(GRACE, self._kill)
         self._when_stopping()
-        self._await_last_words()
         self.handed_over = False
         for worker in self._workers.values():
             worker.tell(STOP_NOW, last=True, reason=number.name)
         self._stopping = True
-
-    def _await_last_words(self) -> None:
-        for event in _LAST_WORDS:
-            if event not in self._questions:
-                # Nobody's answer concludes these: ``run`` does, when all have left.
-                self._questions[event] = _Question({NOBODY})
 
     def _kill(self) -> None:
         """End workers that do not end by themselves."""
