@@ -14,29 +14,8 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
 from collections.abc import Sequence
-from socket import (
-    AF_INET,
-    AF_INET6,
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_CTRUNC,
-    MSG_DONTWAIT,
-    MSG_PEEK,
-    MSG_TRUNC,
-    SCM_RIGHTS,
-    SO_ACCEPTCONN,
-    SO_LINGER,
-    SO_SNDBUF,
-    SOCK_SEQPACKET,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    SocketType,
-    socket,
-    socketpair,
-)
-from struct import Struct
 
 from sniproxy.dataplane.state import MOST, Carried, State, StateError, decode, descriptors, encode
 
@@ -54,8 +33,8 @@ default): more than 2,000 connections."""
 
 _LARGEST_MESSAGE = 64 * 1024
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_NO_LINGER = Struct("ii").pack(0, 0)
-_FAMILIES = (AF_INET, AF_INET6, AF_UNIX)
+_NO_LINGER = bytes(8)  # struct linger, off
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 def connections_in(name: str) -> int | None:
@@ -67,7 +46,7 @@ def connections_in(name: str) -> int | None:
 class Parcel:
     """A parcel: the socket to read from, and how many connections it is said to hold."""
 
-    def __init__(self, socket: socket, count: int) -> None:
+    def __init__(self, socket: socket.socket, count: int) -> None:
         self.socket = socket
         self.count = count
 
@@ -81,7 +60,7 @@ class Packer:
 
     def __init__(self) -> None:
         self.parcels: list[Parcel] = []
-        self._sender: socket | None = None
+        self._sender: socket.socket | None = None
 
     def put(self, carried: Sequence[Carried]) -> None:
         """Put connections into a parcel: copies of their sockets, which stay the caller's. Raises
@@ -90,17 +69,17 @@ class Packer:
         unsent = [one.unsent for one in carried if one.unsent]
         memory = _memory(unsent) if unsent else None
         try:
-            numbers = [socket.fileno() for one in carried for socket in one.sockets]
+            numbers = [end.fileno() for one in carried for end in one.sockets]
             if memory is not None:
                 numbers.append(memory)
-            rights = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", numbers))]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))]
             message = encode(states)
             sender = self._sender or self._begin()
             try:
-                sender.sendmsg([message], rights, MSG_DONTWAIT)
+                sender.sendmsg([message], rights, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 # It is full.
-                self._begin().sendmsg([message], rights, MSG_DONTWAIT)
+                self._begin().sendmsg([message], rights, socket.MSG_DONTWAIT)
             self.parcels[-1].count += len(states)
         finally:
             if memory is not None:
@@ -114,9 +93,9 @@ class Packer:
             if not self.parcels[-1].count:
                 self.parcels.pop().socket.close()
 
-    def _begin(self) -> socket:
-        sender, receiver = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        sender.setsockopt(SOL_SOCKET, SO_SNDBUF, _SEND_BUFFER)
+    def _begin(self) -> socket.socket:
+        sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self.close()
         self._sender = sender
         self.parcels.append(Parcel(receiver, 0))
@@ -133,28 +112,28 @@ class Message:
         self.problem = problem
 
 
-def take(parcel: socket, now: float) -> Message | None:
+def take(parcel: socket.socket, now: float) -> Message | None:
     """Take the next message, None where there is none left.
 
     There must be room for its descriptors (``next_needs``, at most ``MOST_DESCRIPTORS``): what does
     not fit is closed by the kernel (MSG_CTRUNC).
     """
-    space = CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+    space = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
     try:
         # Not recv_fds, which forgets its flags: no other program may get these.
         message, ancillary, flags, _ = parcel.recvmsg(
-            _LARGEST_MESSAGE, space, MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+            _LARGEST_MESSAGE, space, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
         )
     except OSError:
         return None  # it is none of ours: its sender is still there, or it never had one
     numbers = array.array("i")
     for level, kind, data in ancillary:
-        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
     if not message and not numbers:
         return None
     try:
-        if flags & (MSG_CTRUNC | MSG_TRUNC):
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
             raise StateError("a message that did not fit")
         states = decode(message, now)
         if len(numbers) != descriptors(states):
@@ -166,10 +145,10 @@ def take(parcel: socket, now: float) -> Message | None:
     return _unpacked(states, list(numbers))
 
 
-def next_needs(parcel: socket, now: float) -> int:
+def next_needs(parcel: socket.socket, now: float) -> int:
     """Say how many descriptors the next message holds, without taking it; 0 where it is none."""
     try:
-        message = parcel.recv(_LARGEST_MESSAGE, MSG_PEEK | MSG_DONTWAIT)
+        message = parcel.recv(_LARGEST_MESSAGE, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         return descriptors(decode(message, now))
     except (OSError, StateError):
         return 0
@@ -193,7 +172,7 @@ def _unpacked(states: list[State], numbers: list[int]) -> Message:
             for number in mine:
                 _close(number)
             continue
-        sockets = [SocketType(fileno=number) for number in mine]
+        sockets = [socket.SocketType(fileno=number) for number in mine]
         result.connections.append(Carried(state, sockets, unsent))
     if memory is not None:
         _close(memory)
@@ -204,18 +183,18 @@ def _check(numbers: Sequence[int]) -> None:
     """See that these are a client's connected socket, and its backend's. Raises StateError."""
     for place, number in enumerate(numbers):
         try:
-            one = SocketType(fileno=number)
+            one = socket.SocketType(fileno=number)
         except OSError as error:
             raise StateError(f"a descriptor that is no socket: {error.strerror}") from None
         try:
-            if one.type != SOCK_STREAM or one.family not in _FAMILIES:
+            if one.type != socket.SOCK_STREAM or one.family not in _FAMILIES:
                 raise StateError("a socket that is none of a stream")
-            if place and one.family != AF_UNIX:
+            if place and one.family != socket.AF_UNIX:
                 raise StateError("a backend that is no Unix socket")
-            if one.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
+            if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise StateError("a socket that listens")
             # Else to close it, or to splice, might take as long as whoever set it likes.
-            one.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             os.set_blocking(number, False)
         except OSError as error:
             raise StateError(f"a socket that answers: {error.strerror}") from None
@@ -256,9 +235,9 @@ def _read(memory: int | None, size: int, offset: int, length: int) -> bytes:
 def _close(number: int) -> None:
     """Close a descriptor of whatever kind, without waiting for what it may still hold."""
     with contextlib.suppress(OSError):
-        one = SocketType(fileno=number)
+        one = socket.SocketType(fileno=number)
         with contextlib.suppress(OSError):
-            one.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         one.detach()
     with contextlib.suppress(OSError):
         os.close(number)
