@@ -110,7 +110,7 @@ class FileSink(Sink):
 
     A full disk takes a part of a line. Others write to the same file, this program's other
     processes and its next copy among them, and none of them could know that the line is to be
-    completed or ended first. So it is taken back.
+    completed or ended first. So it is taken back, where it is the end of the file.
     """
 
     def __init__(self, fd: int) -> None:
@@ -121,24 +121,18 @@ class FileSink(Sink):
         if taken == len(lines):
             return taken
         whole = lines.rfind(b"\n", 0, taken) + 1
-        if not self._take_back(taken - whole):
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            if os.fstat(self._fd).st_size != end:
+                return taken
+            # What is appended meanwhile would be lost, but the disk is full for others too.
+            os.ftruncate(self._fd, end - taken + whole)
+            os.lseek(self._fd, whole - taken, os.SEEK_CUR)
+        except OSError:
             return taken
         if not whole:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole
-
-    def _take_back(self, size: int) -> bool:
-        """Cut off what we have just written, where it is the end of the file; say whether it was
-        done. What is appended meanwhile would be lost, but the disk is full for others too."""
-        try:
-            end = os.lseek(self._fd, 0, os.SEEK_CUR)
-            if os.fstat(self._fd).st_size != end:
-                return False
-            os.ftruncate(self._fd, end - size)
-            os.lseek(self._fd, end - size, os.SEEK_SET)
-        except OSError:
-            return False
-        return True
 
 
 class SyslogSink(Sink):
