@@ -47,11 +47,22 @@ def test_what_never_answers_is_not_waited_for(tmp_path: pathlib.Path) -> None:
     assert processors.quota(str(tmp_path / "missing"), str(tmp_path)) is None
 
 
-def test_usable_is_at_most_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_is_at_most_the_affinity(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offered = len(os.sched_getaffinity(0))
+    hosts = os.open(tmp_path, os.O_RDONLY)
     monkeypatch.setattr(processors, "quota", lambda: None)
-    assert processors.usable() == offered
+    assert processors.usable(hosts) == offered
     monkeypatch.setattr(processors, "quota", lambda: offered + 7.5)
-    assert processors.usable() == offered
+    assert processors.usable(hosts) == offered
     monkeypatch.setattr(processors, "quota", lambda: 0.2)
-    assert processors.usable() == 1
+    assert processors.usable(hosts) == 1
+    os.close(hosts)
+
+
+def test_no_quota_is_looked_for_in_a_jail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "quota", lambda: 0.2)
+    root = os.open("/", os.O_RDONLY)
+    assert processors.usable(root) == len(os.sched_getaffinity(0))
+    os.close(root)

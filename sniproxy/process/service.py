@@ -21,7 +21,7 @@ from sniproxy.dataplane.arrival import host_and_port
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
 from sniproxy.log.sinks import SyslogSink, sink_of
-from sniproxy.process import processors, supervisor
+from sniproxy.process import supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import (
     BOUND_BY,
@@ -34,6 +34,7 @@ from sniproxy.process.inherited import (
 )
 from sniproxy.process.notify import notify
 from sniproxy.process.parcel import Parcel
+from sniproxy.process.processors import usable
 from sniproxy.process.program import own_command
 from sniproxy.process.renewal import Renewal
 from sniproxy.process.server import CROWDED, Server
@@ -88,7 +89,7 @@ class _Service:
         for complaint in wanted.complaints:
             self._log.warning("bad_setting", problem=complaint)
         self._limit = _raise_descriptor_limit()
-        self._count = wanted.workers or _workers(self._hosts)
+        self._count = wanted.workers or usable(self._hosts.fileno())
         self._program = own_command()
         self._renewal = Renewal(environment, self._program)
 
@@ -331,15 +332,6 @@ def _log_unraisable(log: Log) -> None:
         log.error("unexpected_error", type=what.exc_type.__name__, error=error, at="destructor")
 
     sys.unraisablehook = tell
-
-
-def _workers(hosts: Hosts) -> int:
-    """Count the workers where nobody says how many."""
-    # In a jail the hosts directory is the root itself, and what is called /proc and /sys there
-    # may be anybody's.
-    if os.path.samestat(os.stat("/"), os.fstat(hosts.fileno())):
-        return len(os.sched_getaffinity(0))
-    return processors.usable()
 
 
 def _raise_descriptor_limit() -> int:
