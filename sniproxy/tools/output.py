@@ -5,6 +5,7 @@ traceback; only this module knows how. What the locale has no character for is e
 """
 
 import codecs
+import io
 import os
 import sys
 from typing import TextIO
@@ -13,14 +14,13 @@ from typing import TextIO
 def tell(text: str) -> bool:
     """Write to standard output at once; say whether that worked."""
     try:
-        sys.stdout.write(_encodable(text, sys.stdout))
-        sys.stdout.flush()
+        _write(text, sys.stdout)
     except AttributeError:  # it was closed before we were started
         return False
     except BrokenPipeError:
         _give_up(sys.stdout)  # whoever read has seen enough: no reason to say a word
         return False
-    except (OSError, UnicodeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         _give_up(sys.stdout)
         complain(f"can't write to standard output: {getattr(error, 'strerror', None) or error}")
         return False
@@ -30,8 +30,7 @@ def tell(text: str) -> bool:
 def complain(text: str) -> None:
     """Write one line to standard error, if there is one."""
     try:
-        sys.stderr.write(_encodable(text, sys.stderr) + "\n")
-        sys.stderr.flush()
+        _write(text + "\n", sys.stderr)
     except AttributeError:  # as above
         pass
     except (OSError, ValueError):
@@ -68,14 +67,12 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_escape.__qualname__, _escape)
 
 
-def _encodable(text: str, stream: TextIO) -> str:
-    """Escape what a stream's encoding has no character for."""
-    encoding = stream.encoding or "utf-8"
-    try:
-        text.encode(encoding, stream.errors or "strict")
-    except UnicodeEncodeError:
-        return text.encode(encoding, _escape.__qualname__).decode(encoding)
-    return text
+def _write(text: str, stream: TextIO) -> None:
+    """Write at once; escape what the stream's encoding has no character for."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_escape.__qualname__)
+    stream.write(text)
+    stream.flush()
 
 
 def _give_up(stream: TextIO) -> None:
