@@ -14,7 +14,7 @@ from collections.abc import Iterator
 _NAME = b"sniproxy"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
-# sock_diag(7): struct nlmsghdr, struct unix_diag_req, struct unix_diag_msg, struct rtattr.
+# sock_diag(7): struct nlmsghdr with struct unix_diag_req or struct unix_diag_msg; struct rtattr.
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
@@ -22,9 +22,8 @@ _UDIAG_SHOW_VFS = 2
 _UNIX_DIAG_VFS = 1
 _ANY_COOKIE = 2**32 - 1
 _LISTENS = 10
-_HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBHIIIII")
-_ANSWER = struct.Struct("=BBBxIII")
+_REQUEST = struct.Struct("=IHHII BBHIIIII")
+_ANSWER = struct.Struct("=IHHII BBBxIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _FILE = struct.Struct("=II")
 _MINOR_BITS = 20
@@ -69,17 +68,15 @@ def _files(numbers: set[int]) -> Iterator[tuple[int, int]]:
     """Ask the kernel which of these are Unix sockets that listen, and on which file."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as kernel:
         for number in sorted(numbers):
-            family, states, cookie = socket.AF_UNIX, 1 << _LISTENS, (_ANY_COOKIE, _ANY_COOKIE)
-            request = _REQUEST.pack(family, 0, 0, states, number, _UDIAG_SHOW_VFS, *cookie)
-            size = _HEADER.size + len(request)
-            kernel.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request)
+            header = _REQUEST.size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0
+            wanted = 1 << _LISTENS, number, _UDIAG_SHOW_VFS, _ANY_COOKIE, _ANY_COOKIE
+            kernel.send(_REQUEST.pack(*header, socket.AF_UNIX, 0, 0, *wanted))
             answer = kernel.recv(1 << 16)
-            size, kind, *_ = _HEADER.unpack_from(answer)
-            if kind != _SOCK_DIAG_BY_FAMILY:
-                continue  # an error: it is no Unix socket
-            _, _, state, *_ = _ANSWER.unpack_from(answer, _HEADER.size)
-            place = _HEADER.size + _ANSWER.size
-            while state == _LISTENS and place + _ATTRIBUTE.size <= size:
+            size, kind, _, _, _, _, _, state, *_ = _ANSWER.unpack_from(answer)
+            if kind != _SOCK_DIAG_BY_FAMILY or state != _LISTENS:
+                continue  # it may be an error: it is no Unix socket
+            place = _ANSWER.size
+            while place + _ATTRIBUTE.size <= size:
                 length, kind = _ATTRIBUTE.unpack_from(answer, place)
                 if kind == _UNIX_DIAG_VFS:
                     inode, device = _FILE.unpack_from(answer, place + _ATTRIBUTE.size)
