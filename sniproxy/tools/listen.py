@@ -140,23 +140,19 @@ def pass_on(sockets: Sequence[socket.socket]) -> None:
     Raises ListenError where the limit of descriptors leaves no room to move them.
     """
     os.environ[BOUND_BY] = str(os.getpid())
-    if len(sockets) == 1:
-        os.dup2(sockets[0].fileno(), 0, inheritable=True)
-        # dup2(2) does nothing where the socket is there already, since it was closed before.
-        os.set_inheritable(0, True)
-        return
     # First out of the way of the numbers that they are going to have.
     first_free = _FIRST_LISTEN_FD + len(sockets)
     try:
         moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
     except OSError as error:
         raise ListenError(f"can't pass {len(sockets)} sockets on: {error.strerror}") from None
-    for target, source in enumerate(moved, _FIRST_LISTEN_FD):
-        os.dup2(source, target, inheritable=True)
+    for target, source in enumerate(moved, _FIRST_LISTEN_FD if len(sockets) > 1 else 0):
+        os.dup2(source, target)
     for one in sockets:
         one.detach()
-    os.environ["LISTEN_FDS"] = str(len(sockets))
-    os.environ["LISTEN_PID"] = str(os.getpid())
+    if len(sockets) > 1:
+        os.environ["LISTEN_FDS"] = str(len(sockets))
+        os.environ["LISTEN_PID"] = str(os.getpid())
 
 
 def become(user: str) -> None:
