@@ -117,7 +117,6 @@ class Supervisor:
         self._strays = False
         """Whether there may be processes whose number memory failed for when they were forked."""
         # From here on signals wait for ``run``.
-        self._blocked = True
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._handlers = SignalHandlers(self._poller)
         for number in (signal.SIGHUP, signal.SIGTERM):
@@ -155,16 +154,13 @@ class Supervisor:
             self._reason = ""
         if self._to_fork and not self._stopping and not self._renewal.under_way:
             # A signal must not find a fork half done.
-            self._blocked = True
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             while self._to_fork:
                 self._of_a_worker = self._fork(self._to_fork[0])
                 if self._of_a_worker is not None:
                     return True
                 del self._to_fork[0]
-        if self._blocked:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            self._blocked = False
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         for event, question in list(self._questions.items()):
             if not question.awaited:
                 self._conclude(event, question)
