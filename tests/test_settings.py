@@ -9,7 +9,7 @@ from sniproxy.process.settings import settings
 def test_nothing_said_is_the_default() -> None:
     for environment in ({}, {"SNIPROXY_LOG": ""}):
         found = settings(environment)
-        assert (found.level, found.complaints) == (Level.INFO, ())
+        assert (found.level, found.complaints) == (Level.INFO, [])
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_nothing_said_is_the_default() -> None:
 )
 def test_levels(word: str, level: Level) -> None:
     found = settings({"SNIPROXY_LOG": word})
-    assert (found.level, found.complaints) == (level, ())
+    assert (found.level, found.complaints) == (level, [])
 
 
 @pytest.mark.parametrize("word", ["INFO", "debug", "2", " info", "\udcff"])
@@ -32,7 +32,7 @@ def test_a_bad_value_is_one_complaint_and_the_default(word: str) -> None:
 @pytest.mark.parametrize("word", ["1", "2", "064", "1024"])
 def test_numbers_of_workers(word: str) -> None:
     found = settings({"SNIPROXY_WORKERS": word})
-    assert (found.workers, found.complaints) == (int(word), ())
+    assert (found.workers, found.complaints) == (int(word), [])
 
 
 @pytest.mark.parametrize(

@@ -13,26 +13,23 @@ class Settings(NamedTuple):
     """What the environment asks for. ``workers`` is None for as many as there are CPUs for us.
     ``complaints`` names each bad value, one line each."""
 
-    level: Level = Level.INFO
-    workers: int | None = None
-    complaints: tuple[str, ...] = ()
+    level: Level
+    workers: int | None
+    complaints: list[str]
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
     """Read SNIPROXY_LOG and SNIPROXY_WORKERS; a bad value becomes a complaint and the default."""
-    defaults = Settings()
+    level, workers = Level.INFO, None
     complaints: list[str] = []
 
-    level = defaults.level
     wish = environment.get("SNIPROXY_LOG", "")
     if wish:
         names = {name.lower(): value for name, value in Level.__members__.items()}
-        if wish in names:
-            level = names[wish]
-        else:
+        level = names.get(wish, level)
+        if wish not in names:
             complaints.append(f"SNIPROXY_LOG={wish}: expected {', '.join(names)}; using info")
 
-    workers = defaults.workers
     wish = environment.get("SNIPROXY_WORKERS", "")
     if wish:
         # Only these digits: int() takes more, and would take an age over a million of them.
@@ -44,4 +41,4 @@ def settings(environment: Mapping[str, str]) -> Settings:
                 "using one for each CPU"
             )
 
-    return Settings(level, workers, tuple(complaints))
+    return Settings(level, workers, complaints)
