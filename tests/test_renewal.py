@@ -43,12 +43,14 @@ class Owner:
 class Attempt:
     """One renewal, from being asked for to its end, and the log of it."""
 
-    def __init__(self, folder: pathlib.Path, one: Renewal, owner: Owner, asked: int = 1) -> None:
+    def __init__(
+        self, folder: pathlib.Path, one: Renewal, owner: Owner, asked: int = 1, faults: int = 0
+    ) -> None:
         self.owner = owner
         path = folder / "log"
         with path.open("wb", buffering=0) as file:
-            faults: list[Exception] = []
-            poller = Poller(faults.append)
+            told: list[Exception] = []
+            poller = Poller(told.append)
             for _ in range(asked):
                 one.ask(poller, owner, Log(FileSink(file.fileno())))
             # What was not begun can be asked for once more; what was is the end of this process.
@@ -59,7 +61,7 @@ class Attempt:
                 os.waitpid(-1, os.WNOHANG)
             one.close()
             poller.close()
-            assert not faults
+            assert len(told) == faults
         self.log = path.read_text()
 
 
@@ -108,6 +110,20 @@ def test_a_program_that_hangs(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
     one = Attempt(tmp_path, Renewal({}, ["/bin/sh", "-c", "exec sleep 600"]), Owner([3]))
     assert "/bin/sh: it did not say in 0.05 seconds which connections" in one.log
     assert one.owner.shares is None
+
+
+def test_memory_that_fails_when_the_program_has_answered(tmp_path: pathlib.Path) -> None:
+    class Poor(Owner):
+        tries = 0
+
+        def count(self, then: Callable[[list[int]], object]) -> None:
+            self.tries += 1
+            if self.tries < 3:
+                raise MemoryError
+            super().count(then)
+
+    one = Attempt(tmp_path, Renewal({}, COMMAND), Poor([3]), faults=2)
+    assert one.owner.shares is not None
 
 
 def test_left_off_in_the_middle() -> None:

@@ -6,6 +6,7 @@ is run anew in it by execve(2), so that whoever started us sees no change. Eithe
 up a connection before it is known that somebody will go on with it.
 """
 
+import functools
 import os
 import resource
 import signal
@@ -83,15 +84,12 @@ class Renewal:
 
         def tried(problem: str | None) -> None:
             if problem is None:
-                owner.count(find_room)
+                owner.count(begin)
             else:
                 self.under_way = False
                 log.reply_error("not_renewed", problem=problem)
 
         def find_room(counts: list[int]) -> None:
-            if not self.store.managed:
-                begin(counts)
-                return
             parcels = sum(count // _CONNECTIONS_OF_A_PARCEL + 1 for count in counts)
             kept = self.store.try_room(parcels)
 
@@ -202,8 +200,10 @@ class _Trial:
             self._conclude(problem)
 
     def _conclude(self, problem: str | None) -> None:
+        # By a timer, which is called again where memory fails.
+        then = functools.partial(self._then, problem and f"{self._file}: {problem}")
+        self._poller.timers.later(0, then)
         self.close()
-        self._then(problem and f"{self._file}: {problem}")
 
     def close(self) -> None:
         """End it. Done again, it changes nothing."""
