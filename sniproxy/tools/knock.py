@@ -1,7 +1,7 @@
 """Knocking: a connection to a backend, without a byte, that the backend can't hold on to.
 
 What a backend passes over a socket (SCM_RIGHTS) is released when we close ours, and releasing may
-sleep. So nothing may be passed; where the kernel can't forbid it, the release is interrupted.
+sleep. So nothing may be passed; not every kernel can forbid it, so the release is interrupted, too.
 """
 
 import contextlib
@@ -40,27 +40,15 @@ def connect(name: str, way: Way, hosts: Hosts, backend: socket.socket) -> None:
 @contextlib.contextmanager
 def released(backend: socket.socket) -> Iterator[None]:
     """Close a socket at the end, without waiting for what its peer has passed over it."""
-    try:
+    with contextlib.suppress(OSError):  # an older kernel
         backend.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-    except OSError:  # an older kernel
-        release: contextlib.AbstractContextManager[None] = _interrupted()
-    else:
-        release = contextlib.nullcontext()
     try:
         yield
     finally:
-        with release:
-            backend.close()
-
-
-@contextlib.contextmanager
-def _interrupted() -> Iterator[None]:
-    """Have signals end what sleeps; the timer is given back as it was."""
-    handler = signal.signal(signal.SIGALRM, lambda *_: None)
-    timer = signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    try:
-        yield
-    finally:
+        # Signals end what sleeps; the timer is given back as it was.
+        handler = signal.signal(signal.SIGALRM, lambda *_: None)
+        timer = signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        backend.close()
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
