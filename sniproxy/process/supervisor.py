@@ -234,15 +234,12 @@ class Supervisor:
             self._ended(worker)
         # A trial's process is reaped by who has started it.
         if self._strays and not self._renewal.trying:
+            known = {worker.pid for worker in self._workers.values()}
             with contextlib.suppress(ChildProcessError):
-                self._reap_strays()
-
-    def _reap_strays(self) -> None:
-        known = {worker.pid for worker in self._workers.values()}
-        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if ended.si_pid in known:  # since we have looked: there is another signal
-                return
-            os.waitpid(ended.si_pid, 0)
+                while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    if ended.si_pid in known:  # since we have looked: there is another signal
+                        break
+                    os.waitpid(ended.si_pid, 0)
 
     def _ended(self, worker: Worker) -> None:
         while self._receive(worker):

@@ -70,7 +70,7 @@ def to_ascii(name: str) -> str:
                 f"has a label of {len(label)} characters: the DNS allows {MAX_LABEL} bytes"
             )
     shown = [_unicode_label(label) for label in labels]
-    if any(_is_right_to_left(label) for label in shown):
+    if any(unicodedata.bidirectional(one) in _RIGHT_TO_LEFT for label in shown for one in label):
         for label in shown:
             _check_bidi(label)
     ascii_name = ".".join(_ascii_label(label) for label in shown)
@@ -156,10 +156,6 @@ def _joins(label: str, position: int) -> bool:
         return False
 
 
-def _is_right_to_left(label: str) -> bool:
-    return any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in label)
-
-
 def _check_bidi(label: str) -> None:
     """Check one label of a Bidi domain name, RFC 5893 section 2."""
     try:
@@ -215,13 +211,10 @@ def main(arguments: Sequence[str]) -> int:
                     return 1
             except InvalidNameError as error:
                 status = 1
-                complain(f"sniproxy-hostname: {_excerpt(name)} {error}")
+                # A long one would fill the screen.
+                shown = f"{name!a}" if len(name) <= MAX_LENGTH else f"{name[:60]!a}..."
+                complain(f"sniproxy-hostname: {shown} {error}")
     except OSError as error:
         complain(f"sniproxy-hostname: can't read names from standard input: {error.strerror}")
         return 1
     return status
-
-
-def _excerpt(name: str) -> str:
-    """Show a name, or the start of one that would fill the screen."""
-    return ascii(name) if len(name) <= MAX_LENGTH else f"{name[:60]!a}..."

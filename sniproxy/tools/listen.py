@@ -57,11 +57,6 @@ def is_address(word: str) -> bool:
     return word.startswith(_UNIX) or _ADDRESS.fullmatch(word) is not None
 
 
-def _is_meant_as_one(word: str) -> bool:
-    """Say whether a word looks like a host or port that is no number, rather than a command."""
-    return ":" in word and "/" not in word
-
-
 def listening_socket(address: str, backlog: int) -> socket.socket:
     """Bind and listen. Raises ListenError. Numbers only: a static program resolves no names.
 
@@ -279,7 +274,8 @@ def main(arguments: Sequence[str]) -> int:
         addresses.append(words.pop(0))
     if words[:1] == ["--"]:
         words.pop(0)
-    elif words and _is_meant_as_one(words[0]):
+    elif words and ":" in words[0] and "/" not in words[0]:
+        # Meant as an address, rather than as a command.
         parser.error(
             f"{words[0]!a}: expected numbers only, such as 127.0.0.1:8443 or [::1]:8443: names are "
             "not resolved (a COMMAND that is called so goes after --)"
