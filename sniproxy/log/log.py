@@ -184,7 +184,7 @@ class Log:
         while self._backlog:
             lines, count = self._owed, 0
             for line in self._backlog:
-                if count and (count == self._sink.batch or len(lines) + len(line) > MAX_LINE):
+                if count and len(lines) + len(line) > self._sink.batch:
                     break
                 lines += line
                 count += 1

@@ -18,10 +18,9 @@ _FACILITY_DAEMON = 3 << 3
 
 
 class Sink:
-    """Where lines go; this one, nowhere. ``write`` takes up to ``batch`` lines, of MAX_LINE bytes
-    together, and says how many bytes were taken: where that is in the middle of a line, the next
-    write begins with its rest. It raises BlockingIOError for "not now", any other OSError for
-    "never"."""
+    """Where lines go: this one, nowhere. ``write`` takes a line, or several of ``batch`` bytes at
+    most, and says how many bytes were taken: where that is in the middle of a line, the next write
+    begins with its rest. It raises BlockingIOError for "not now", any other OSError for "never"."""
 
     batch = MAX_LINE
 
@@ -138,7 +137,7 @@ class FileSink(Sink):
 class SyslogSink(Sink):
     """The local syslog daemon by datagrams (RFC 3164 section 4.1.1 with the <N> of each line)."""
 
-    batch = 1
+    batch = 0
 
     def __init__(self, path: str = _SYSLOG_SOCKET) -> None:
         self._path = path
