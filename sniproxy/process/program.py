@@ -17,14 +17,10 @@ def own_command() -> list[str] | None:
     else:
         command = list(sys.argv)
         if "/" not in command[0]:
-            folders = os.environ.get("PATH", os.defpath).split(":")
-            paths = [f"{folder or '.'}/{command[0]}" for folder in folders]
-            command[0] = next(filter(_executable, paths), "")
+            paths = [os.path.join(folder, command[0]) for folder in os.get_exec_path()]
+            found = (path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK))
+            command[0] = next(found, "")
     return command if os.path.isabs(command[0]) else None
-
-
-def _executable(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def why_not_to_run(command: Sequence[str]) -> str | None:
