@@ -131,20 +131,19 @@ class Server:
         self._close_listeners()
         packer = Packer()
         problem: Exception | None = None
-        before = self.open()
+        count = 0
         try:
             hand_over(self._connections, packer.put, most)
         except Exception as error:  # whatever it is, what was not put goes on here
             problem = error
         packer.close()
-        count = before - self.open()
         for parcel in packer.parcels:
             with parcel.socket:
                 try:
                     keep(parcel)
+                    count += parcel.count
                 except Exception as error:  # whatever it is, these go on here
                     problem = error
-                    count -= parcel.count
                     lost = parcel.count - self.adopt([parcel])
                     if lost:
                         said = getattr(error, "strerror", None) or type(error).__name__
