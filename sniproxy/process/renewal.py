@@ -22,6 +22,7 @@ from sniproxy.process.notify import CLOSING, Store
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.program import why_not_to_run
 from sniproxy.process.server import DRAIN, RESERVE
+from sniproxy.process.worker import NOBODY
 from sniproxy.version import FORMATS_OPTION
 
 TRIAL = 5.0
@@ -156,10 +157,11 @@ class _Trial:
         self._then = then
         self._answer = b""
         self.over = False
+        self._pid = NOBODY
         self._pipe, theirs = os.pipe2(os.O_CLOEXEC)
-        # The poller may call where nothing is to be read.
-        os.set_blocking(self._pipe, False)
         try:
+            # The poller may call where nothing is to be read.
+            os.set_blocking(self._pipe, False)
             # Not our standard input: Python does not start where that is a directory.
             standard = ((self._pipe, 0), (theirs, 1), (theirs, 2))
             self._pid = os.posix_spawn(
@@ -169,17 +171,13 @@ class _Trial:
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in standard],
                 setsigmask=(),
             )
-        except BaseException:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(theirs)
-        try:
             poller.timers.later(TRIAL, self._expire)
             poller.attend(self._pipe, self._read)
         except BaseException:
             self.close()
             raise
+        finally:
+            os.close(theirs)
 
     def _read(self) -> None:
         try:
@@ -213,8 +211,9 @@ class _Trial:
         # Whoever it has started may have a copy, which would keep ours registered.
         self._poller.unwatch(self._pipe)
         os.close(self._pipe)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        if self._pid != NOBODY:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
 
 
 def _needs(count: int) -> int:
