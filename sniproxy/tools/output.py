@@ -13,28 +13,16 @@ from typing import TextIO
 
 def tell(text: str) -> bool:
     """Write to standard output at once; say whether that worked."""
-    try:
-        _write(text, sys.stdout)
-    except AttributeError:  # it was closed before we were started
-        return False
-    except BrokenPipeError:
-        _give_up(sys.stdout)  # whoever read has seen enough: no reason to say a word
-        return False
-    except (OSError, ValueError) as error:
-        _give_up(sys.stdout)
-        complain(f"can't write to standard output: {getattr(error, 'strerror', None) or error}")
-        return False
-    return True
+    problem = _write(text, sys.stdout)
+    # Who has closed a pipe has seen enough: no reason to say a word.
+    if isinstance(problem, OSError | ValueError) and not isinstance(problem, BrokenPipeError):
+        complain(f"can't write to standard output: {getattr(problem, 'strerror', None) or problem}")
+    return problem is None
 
 
 def complain(text: str) -> None:
     """Write one line to standard error, if there is one."""
-    try:
-        _write(text + "\n", sys.stderr)
-    except AttributeError:  # as above
-        pass
-    except (OSError, ValueError):
-        _give_up(sys.stderr)
+    _write(text + "\n", sys.stderr)
 
 
 def shown(name: str) -> str:
@@ -67,12 +55,19 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_escape.__qualname__, _escape)
 
 
-def _write(text: str, stream: TextIO) -> None:
-    """Write at once; escape what the stream's encoding has no character for."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors=_escape.__qualname__)
-    stream.write(text)
-    stream.flush()
+def _write(text: str, stream: TextIO) -> Exception | None:
+    """Write at once, and escape what the encoding has no character for; give what went wrong."""
+    try:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_escape.__qualname__)
+        stream.write(text)
+        stream.flush()
+    except AttributeError as error:  # it was closed before we were started
+        return error
+    except (OSError, ValueError) as error:
+        _give_up(stream)
+        return error
+    return None
 
 
 def _give_up(stream: TextIO) -> None:
