@@ -1,6 +1,7 @@
 """The service manager: what it is told, and what it keeps for us, sd_notify(3)."""
 
 import errno
+import itertools
 import os
 import select
 import socket
@@ -59,27 +60,26 @@ class Store:
         """
         if not self.managed or count > _MOST_AT_ONCE:
             return lambda: False
-        ours: list[socket.socket] = []
-        theirs: list[socket.socket] = []
+        pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
-            for _ in range(count):
-                for ends, end in zip((ours, theirs), socket.socketpair(), strict=True):
-                    ends.append(end)
-            numbers = [their.fileno() for their in theirs]
+            pairs.extend(socket.socketpair() for _ in range(count))
+            numbers = [their.fileno() for _, their in pairs]
             _send(f"FDSTORE=1\nFDNAME={CANARY}", self._environment, numbers)
-            _close(theirs)
+            for _, their in pairs:
+                their.close()
             settled = self.settle()
         except (OSError, ValueError):
             settled = False
 
         def kept() -> bool:
             poll = select.poll()
-            for our in ours:
+            for our, _ in pairs:
                 poll.register(our, 0)
             result = settled and not poll.poll(0)
             self._room = count if result else 0
             self.remove([CANARY])
-            _close(ours + theirs)
+            for one in itertools.chain.from_iterable(pairs):
+                one.close()
             return result
 
         return kept
@@ -114,8 +114,3 @@ class Store:
             return False
         finally:
             os.close(ours)
-
-
-def _close(sockets: Iterable[socket.socket]) -> None:
-    for one in sockets:
-        one.close()
