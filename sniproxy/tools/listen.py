@@ -6,6 +6,7 @@ For where no systemd, inetd or s6 does it: a container, a first try.
 import argparse
 import errno
 import fcntl
+import itertools
 import os
 import pwd
 import re
@@ -268,10 +269,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--user", help="run COMMAND as this user, after binding")
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    words = list(options.words)
-    addresses: list[str] = []
-    while words and is_address(words[0]):
-        addresses.append(words.pop(0))
+    addresses = list(itertools.takewhile(is_address, options.words))
+    words = options.words[len(addresses) :]
     if words[:1] == ["--"]:
         words.pop(0)
     elif words and ":" in words[0] and "/" not in words[0]:
