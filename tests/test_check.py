@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pwd
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from jsonschema import ValidationError, validate
 
 from sniproxy.tools import check, unit
 from sniproxy.tools.check import Check, main
@@ -54,6 +56,127 @@ def test_all_is_well(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
         "none",
         "v2",
     )
+
+
+SCHEMA = pathlib.Path(__file__).parents[1] / "docs" / "check.schema.json"
+
+
+def test_entries_that_serve_many(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        listen(hosts / "_.example"),
+        listen(hosts / "_default"),
+        listen(hosts / "_nosni"),
+        listen(hosts / "a.example"),
+        listen(hosts / "b.other"),
+    ):
+        for name in ("b.example", "c.example", "d.example", "e.example"):
+            (hosts / name).symlink_to("a.example")
+        (hosts / "dead.example").mkdir()
+        (hosts / "a.example" / "wait-for-backend").touch()
+        (hosts / "_.example" / "acme-tls-socket").symlink_to("tls-socket")
+        status, found = look(capsys)
+        assert main([]) == 1
+    assert status == 1
+    validate(list(found.values()), json.loads(SCHEMA.read_text()))
+    table = capsys.readouterr().out
+    assert {name: one["kind"] for name, one in found.items()} == {
+        name: KINDS.get(name, "host") for name in found
+    }
+    for name in ("_default", "_nosni"):
+        assert found[name]["shadows"] is None
+    for name in ("_.example", "b.other"):
+        assert found[name]["shadows"] == "_default"
+    below = [f"{label}.example" for label in ("a", "b", "c", "d", "dead", "e")]
+    assert found["_.example"]["shadowed_by"] == below
+    assert "its place is taken for a.example, b.example, c.example, 3 others" in table
+    assert "serves *.example" in table
+    assert "serves every other name" in table
+    assert "serves clients without a server name" in table
+    # A host without a backend keeps its name.
+    assert found["dead.example"]["problems"] == ["there is no tls-socket"]
+    assert {found[name]["shadows"] for name in below} == {"_.example"}
+    waiting = [name for name, one in found.items() if one["waits_for_backend"]]
+    assert waiting == [name for name in below if name != "dead.example"]
+    assert [name for name, one in found.items() if one["acme_socket"]] == ["_.example"]
+
+
+KINDS = {"_.example": "wildcard", "_default": "default", "_nosni": "nosni"}
+
+
+def test_each_entry_of_the_tests_fits_the_schema(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every kind, well or not; and the schema says no to something else."""
+    (hosts / "README").touch()
+    (hosts / "Upper.example").mkdir()
+    (hosts / os.fsdecode(b"\xff\\.example")).mkdir()
+    (hosts / "_default").symlink_to("nothing")
+    (hosts / "a.example").mkdir()
+    (hosts / "a.example" / "acme-tls-socket").touch()
+    (hosts / "a.example" / "send-proxy-v1").touch()
+    with listen(hosts / "b.example"):
+        _, found = look(capsys)
+    schema = json.loads(SCHEMA.read_text())
+    validate(list(found.values()), schema)
+    assert "acme-tls-socket is no socket" in str(found["a.example"]["problems"])
+    assert set(schema["items"]["properties"]) == set(found["a.example"])
+    for change in ({"kind": "none"}, {"more": 1}, {"proxy_header": "v3"}):
+        with pytest.raises(ValidationError):
+            validate([found["b.example"] | change], schema)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+def test_who_may_not_serve_many(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.chown(hosts, 4321, -1)
+    for name, owner in (("_.a", 0), ("_.b", 4321), ("_.c", 4322), ("_.d", 65534)):
+        with listen(hosts / name):
+            os.chown(hosts / name, owner, -1)
+    (hosts / "_default").symlink_to("_.a")
+    os.lchown(hosts / "_default", 4322, -1)
+    (hosts / "_nosni").symlink_to("_.c")
+    (hosts / "_.a").chmod(0o777)
+    _, found = look(capsys)
+
+    def passed_over(name: str) -> str:
+        said = [one for one in found[name]["problems"] if "passed over" in one]  # type: ignore[attr-defined]
+        return said[0] if said else ""
+
+    assert not passed_over("_.a")
+    assert not passed_over("_.b")
+    assert "anybody may write to it" in str(found["_.a"]["notes"])
+    assert passed_over("_.c") == (
+        "is passed over: it belongs to 4322, and not to root or the owner of the hosts directory"
+    )
+    assert "who may be anybody" in passed_over("_.d")
+    assert "the link belongs to 4322" in passed_over("_default")
+    assert "it belongs to 4322" in passed_over("_nosni")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+@pytest.mark.parametrize("private", ["yes", "no"])
+def test_whom_the_unit_cannot_tell_from_others(
+    hosts: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    private: str,
+) -> None:
+    said = {"RootDirectory": str(hosts), "PrivateUsers": private, "User": "daemon"}
+    monkeypatch.setattr(check, "service_settings", lambda: said)
+    os.chown(hosts, 4321, -1)
+    with listen(hosts / "_default"):
+        os.chown(hosts / "_default", 4321, -1)
+        status, found = look(capsys)
+        assert status == (private == "yes")
+        assert ("PrivateUsers=" in str(found["_default"]["problems"])) == (private == "yes")
+        daemon = pwd.getpwnam("daemon").pw_uid
+        for owner in (0, daemon):
+            for path in (hosts, hosts / "_default"):
+                os.chown(path, owner, -1)
+            assert look(capsys)[0] == 0
+        # Who says which root it is speaks of no unit.
+        os.chown(hosts, 4321, -1)
+        os.chown(hosts / "_default", 4321, -1)
+        assert look(capsys, "--root", str(hosts))[0] == 0
 
 
 def test_many_are_well(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -605,12 +728,12 @@ def test_trouble_with_one_entry_is_that_entry_s(
     hosts: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens on the way: the others are reported as they are."""
-    examined = check._examine_name
+    known = check.kind_of
 
-    def examine(finding: check.Finding) -> None:
-        examined(finding)
-        if finding.name in trouble:
-            raise trouble[finding.name]
+    def kind_of(name: str) -> object:
+        if name in trouble:
+            raise trouble[name]
+        return known(name)
 
     trouble: dict[str, BaseException] = {
         "b.example": MemoryError(),
@@ -618,7 +741,7 @@ def test_trouble_with_one_entry_is_that_entry_s(
         "d.example": OSError(5, "Input/output error"),
         "e.example": IndexError("a\x1b"),
     }
-    monkeypatch.setattr(check, "_examine_name", examine)
+    monkeypatch.setattr(check, "kind_of", kind_of)
     with listen(hosts / "a.example"), listen(hosts / "f.example"):
         for name in trouble:
             (hosts / name).mkdir()

@@ -37,11 +37,16 @@ def test_json() -> None:
     assert objects[0] == {
         "name": "a.example",
         "is_host": True,
+        "kind": None,
         "asked_for": False,
+        "shadows": None,
+        "shadowed_by": [],
         "accepts": True,
         "backend_user": "caddy",
         "backend_pid": None,
         "proxy_header": "none",
+        "acme_socket": False,
+        "waits_for_backend": False,
         "problems": [],
         "notes": ["slow"],
     }

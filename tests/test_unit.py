@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sniproxy.tools import unit
-from sniproxy.tools.unit import root_directory
+from sniproxy.tools.unit import service_settings
 
 Write = Callable[[str, str], None]
 
@@ -26,31 +26,34 @@ def write(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def test_without_a_unit(write: Write) -> None:
-    assert root_directory() is None
+    assert service_settings().get("RootDirectory") is None
     write("etc/sniproxy.service.d/a.conf", "[Service]\nRootDirectory=/srv/a\n")
-    assert root_directory() is None
+    assert service_settings().get("RootDirectory") is None
 
 
-def test_ours() -> None:
+def test_ours(write: Write) -> None:
     text = (pathlib.Path(__file__).parents[1] / "chroot" / "sniproxy.service").read_text()
-    assert "\nRootDirectory=/srv/sniproxy\n" in text
+    write("lib/sniproxy.service", text)
+    said = service_settings()
+    assert said["RootDirectory"] == "/srv/sniproxy"
+    assert (said["User"], said["PrivateUsers"]) == ("sniproxy", "yes")
 
 
 def test_the_first_file_counts_and_drop_ins_change_it(write: Write) -> None:
     write("lib/sniproxy.service", "[Unit]\nRootDirectory=/x\n[Service]\nRootDirectory=/srv/lib\n")
-    assert root_directory() == "/srv/lib"
+    assert service_settings().get("RootDirectory") == "/srv/lib"
     write("etc/sniproxy.service", "# RootDirectory=/x\n[Service]\n RootDirectory = /srv/etc \n")
-    assert root_directory() == "/srv/etc"
+    assert service_settings().get("RootDirectory") == "/srv/etc"
     write("lib/service.d/10-all.conf", "[Service]\nRootDirectory=/srv/all\n")
-    assert root_directory() == "/srv/all"
+    assert service_settings().get("RootDirectory") == "/srv/all"
     write("lib/sniproxy.service.d/20-b.conf", "[Service]\nRootDirectory=/srv/b\n")
     write("run/sniproxy.service.d/10-a.conf", "[Service]\nRootDirectory=/srv/a\n")
     write("etc/sniproxy.service.d/30-c.txt", "[Service]\nRootDirectory=/srv/c\n")
-    assert root_directory() == "/srv/b"
+    assert service_settings().get("RootDirectory") == "/srv/b"
     write("etc/sniproxy.service.d/20-b.conf", "[Service]\nRootDirectory=\n")
-    assert root_directory() is None
+    assert service_settings().get("RootDirectory") is None
     write("etc/sniproxy.service.d/30-d.conf", "[Service]\nRootDirectory=\\\n  /srv/d\n")
-    assert root_directory() == "/srv/d"
+    assert service_settings().get("RootDirectory") == "/srv/d"
 
 
 def test_what_is_masked_does_not_count(write: Write, tmp_path: pathlib.Path) -> None:
@@ -58,9 +61,9 @@ def test_what_is_masked_does_not_count(write: Write, tmp_path: pathlib.Path) -> 
     write("lib/sniproxy.service.d/a.conf", "[Service]\nRootDirectory=/srv/a\n")
     (tmp_path / "etc" / "sniproxy.service.d").mkdir(parents=True)
     (tmp_path / "etc" / "sniproxy.service.d" / "a.conf").symlink_to(os.devnull)
-    assert root_directory() == "/srv/lib"
+    assert service_settings().get("RootDirectory") == "/srv/lib"
     (tmp_path / "etc" / "sniproxy.service").symlink_to(os.devnull)
-    assert root_directory() is None
+    assert service_settings().get("RootDirectory") is None
 
 
 def test_files_that_cannot_be_read(write: Write, tmp_path: pathlib.Path) -> None:
@@ -69,4 +72,4 @@ def test_files_that_cannot_be_read(write: Write, tmp_path: pathlib.Path) -> None
     (tmp_path / "etc" / "sniproxy.service.d" / "a.conf").mkdir(parents=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "sniproxy.service.d").touch()
-    assert root_directory() == "/srv/a"
+    assert service_settings().get("RootDirectory") == "/srv/a"

@@ -14,23 +14,19 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from sniproxy import flavour
-from sniproxy.parser.host_name import canonical
 from sniproxy.resolver import naming
-from sniproxy.resolver.hosts import Hosts
+from sniproxy.resolver.hosts import OVERFLOW_UID, Hosts
 from sniproxy.tools.command_line import CommandLine
+from sniproxy.tools.entries import Kind, Precedence, kind_of, why_never
 from sniproxy.tools.knock import connect, released
 from sniproxy.tools.listen import ListenError, become
 from sniproxy.tools.ourselves import file_identity, own_sockets
 from sniproxy.tools.output import complain, escaped, shown, tell
 from sniproxy.tools.report import Finding, as_json, brief, table
-from sniproxy.tools.unit import root_directory
+from sniproxy.tools.unit import service_settings
 from sniproxy.tools.way import MOST_LINKS, MOST_STEPS, Ground, Link, MazeError, Way
-
-_HASH = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
-"""32 bytes in unpadded URL-safe base64."""
 
 _NOT_HOSTS = frozenset({"dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"})
 """Directories that a jail holds besides hosts; passed over where there is no socket in them."""
@@ -60,6 +56,8 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+_FILES = (naming.SEND_PROXY_V2, naming.SEND_PROXY_V1, naming.ACME_SOCKET, naming.WAIT_FOR_BACKEND)
+
 _ABSOLUTE = "{} is an absolute link: it leads elsewhere inside a chroot, use {}"
 
 CANNOT_TELL = 2
@@ -70,23 +68,25 @@ class Check:
     """A look at the entries of the working directory.
 
     ``root`` is the root directory that the proxy has, None where nobody has said so: then it is
-    ``/``, and links that would lead elsewhere in a chroot are spoken of. ``all_well`` is true as
-    long as no entry has had a problem.
+    ``/``, and links that would lead elsewhere in a chroot are spoken of. ``mapped`` are the users
+    that it can tell apart, None for all. ``all_well`` is true as long as no entry has a problem.
     Raises OSError where the root can't be entered, ValueError where we are not in it.
     """
 
-    def __init__(self, root: str | None) -> None:
+    def __init__(self, root: str | None, mapped: Collection[int] | None = None) -> None:
+        self._mapped = mapped
         self._ground = Ground(root or "/")
         self._own = own_sockets()
         self._warns_of_links = root is None and bool(self._ground.top)
         self.root = self._ground.root
         self.all_well = True
 
-    def findings(self, names: Iterable[str]) -> Iterator[Finding]:
-        """Look at these entries, one after the other.
+    def findings(self, names: Collection[str]) -> Iterator[Finding]:
+        """Look at these entries, which are all that there are, one after the other.
 
         Raises OSError where the directory can't be entered.
         """
+        self._precedence = Precedence(names)
         with contextlib.closing(self._ground), contextlib.closing(Hosts()) as hosts:
             for name in names:
                 os.fchdir(hosts.fileno())
@@ -110,12 +110,15 @@ class Check:
         return finding
 
     def _examine(self, finding: Finding, hosts: Hosts) -> None:
-        _examine_name(finding)
+        finding.kind = kind_of(finding.name)
+        finding.asked_for = finding.kind is not None
+        if finding.kind is None:
+            finding.problems.append(why_never(finding.name))
         with self._ground.follow(finding.name) as way:
             links = len(way.links)
             no_host = _no_host(finding, way)
             if no_host:
-                finding.is_host = False
+                finding.is_host, finding.kind = False, None
                 finding.problems.clear()
                 finding.notes.append(no_host)
                 return
@@ -125,10 +128,43 @@ class Check:
                     "is not a directory: a host is a directory with a tls-socket"
                 )
                 return
+            if way.error is None:
+                self._examine_precedence(finding, way, hosts)
         with self._ground.follow(f"{finding.name}/{naming.SOCKET}") as way:
             self._examine_links(finding, way)
             self._examine_socket(finding, way, hosts)
-        self._examine_headers(finding, links)
+        self._examine_files(finding, links)
+
+    def _examine_precedence(self, finding: Finding, way: Way, hosts: Hosts) -> None:
+        """See what an entry takes from others, and others from it; and whether it counts at all."""
+        if finding.kind is Kind.HOST:
+            finding.shadows = hosts.fallback(finding.name)
+            return
+        if finding.kind is Kind.WILDCARD:
+            finding.shadows = hosts.fallback(naming.DEFAULT)
+            finding.shadowed_by = self._precedence.winners(finding.name)
+            some = [shown(name) for name in finding.shadowed_by[:3]]
+            if len(finding.shadowed_by) > len(some):
+                some.append(f"{len(finding.shadowed_by) - len(some)} others")
+            if some:
+                finding.notes.append(f"its place is taken for {', '.join(some)}")
+        if finding.kind is not None:
+            link = os.lstat(finding.name).st_uid
+            for owner, what in {link: "the link", way.owner: "it"}.items():
+                self._examine_owner(finding, what, owner, hosts)
+            if way.mode & stat.S_IWOTH:
+                finding.notes.append("anybody may write to it, and so serve what it serves")
+
+    def _examine_owner(self, finding: Finding, what: str, owner: int, hosts: Hosts) -> None:
+        """See whether one whom an entry belongs to, or its link, may serve many."""
+        says = f"is passed over: {what} belongs to {_user(owner)}"
+        if not hosts.trusts(owner):
+            who = "who may be anybody" if owner == OVERFLOW_UID else "and not to root"
+            finding.problems.append(f"{says}, {who} or the owner of the hosts directory")
+        elif self._mapped is not None and owner not in self._mapped:
+            finding.problems.append(
+                f"{says}, whom the unit can't tell from others (PrivateUsers=): give it to root"
+            )
 
     def _examine_links(self, finding: Finding, way: Way) -> None:
         """Speak of links that in a chroot would lead elsewhere, wherever on the way they are."""
@@ -228,25 +264,30 @@ class Check:
             f"{brief(self.root)}, and no link leads out of it"
         )
 
-    def _examine_headers(self, finding: Finding, links: int) -> None:
-        """See which PROXY header it gets; ``links`` of the way lead to its directory already."""
+    def _examine_files(self, finding: Finding, links: int) -> None:
+        """See what other files it has; ``links`` of the way lead to its directory already."""
         there = []
-        for version, header in (("v2", naming.SEND_PROXY_V2), ("v1", naming.SEND_PROXY_V1)):
-            with self._ground.follow(f"{finding.name}/{header}") as way:
+        for name in _FILES:
+            with self._ground.follow(f"{finding.name}/{name}") as way:
                 if way.error is None:
-                    there.append(version)
+                    there.append(name)
+                    if name == naming.ACME_SOCKET and not stat.S_ISSOCK(way.mode):
+                        finding.problems.append(f"{name} is no socket: validations are refused")
                 if len(way.links) == links:
                     continue
                 self._examine_links(finding, way)
                 if way.error == errno.ENOENT and way.turned and way.link is not None:
                     finding.problems.append(f"{self._dangling(way, way.link)}: it counts as absent")
                 elif way.error == errno.ENOENT:
-                    finding.notes.append(f"{header} is a dangling link: it counts as absent")
+                    finding.notes.append(f"{name} is a dangling link: it counts as absent")
                 elif way.error is not None:
                     reason = os.strerror(way.error)
-                    finding.notes.append(f"{header} counts as absent: {reason}")
-        finding.proxy_header = there[0] if there else "none"
-        if len(there) > 1:
+                    finding.notes.append(f"{name} counts as absent: {reason}")
+        headers = [name.removeprefix("send-proxy-") for name in there if name in _FILES[:2]]
+        finding.proxy_header = headers[0] if headers else "none"
+        finding.acme_socket = naming.ACME_SOCKET in there
+        finding.waits_for_backend = naming.WAIT_FOR_BACKEND in there
+        if len(headers) > 1:
             finding.notes.append("send-proxy-v1 is there too: send-proxy-v2 wins")
 
     def _shown(self, path: Sequence[str]) -> str:
@@ -257,30 +298,6 @@ def _passed_over(name: str) -> bool:
     if name in _COMMANDS:
         return not os.path.isdir(name)
     return name in _NOT_HOSTS and not os.path.lexists(f"{name}/{naming.SOCKET}")
-
-
-def _examine_name(finding: Finding) -> None:
-    """Say whether a client can ever ask for this entry."""
-    name = finding.name
-    if flavour.HASHED:
-        finding.asked_for = _HASH.fullmatch(name) is not None
-        if not finding.asked_for:
-            finding.problems.append(
-                "is not the hash of a host name: this is the hashed flavour, "
-                "sniproxy-hostname prints the name to use"
-            )
-        return
-    finding.asked_for = canonical(os.fsencode(name)) == name
-    if finding.asked_for:
-        return
-    from sniproxy.tools.hostname import InvalidNameError, to_ascii  # noqa: PLC0415
-
-    try:
-        # As people typed it, whatever encoding our locale has.
-        typed = os.fsencode(name).decode("utf-8")
-        finding.problems.append(f"is not canonical: rename it to {to_ascii(typed)}")
-    except (InvalidNameError, UnicodeError):
-        finding.problems.append("can never be asked for: it is no host name")
 
 
 def _no_host(finding: Finding, way: Way) -> str | None:
@@ -304,13 +321,23 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
-def _unit_root() -> str | None:
-    """Give the root directory of the installed unit, if the working directory lies in it."""
-    root = root_directory()
-    if root is None or not os.path.isabs(root):
+def _unit_root(unit: Mapping[str, str]) -> str | None:
+    """Give the root directory of a unit, if the working directory lies in it."""
+    root = unit.get("RootDirectory", "")
+    if not os.path.isabs(root):
         return None
     real = os.path.realpath(root)
     return real if os.path.commonpath((real, os.getcwd())) == real else None
+
+
+def _mapped_users(unit: Mapping[str, str]) -> set[int] | None:
+    """List the users that a unit can tell apart, None for all (PrivateUsers=, systemd.exec(5))."""
+    if unit.get("PrivateUsers", "no") in ("", "0", "no", "n", "false", "f", "off"):
+        return None
+    mapped = {0}
+    with contextlib.suppress(KeyError):
+        mapped.add(pwd.getpwnam(unit.get("User", "")).pw_uid)
+    return mapped
 
 
 def _load_everything() -> None:
@@ -345,7 +372,12 @@ def main(arguments: Sequence[str]) -> int:
         root = None if options.root is None else os.path.realpath(options.root)
         os.chdir(options.directory)
         names = sorted(os.listdir("."))  # before we are that user, who need not be able to
-        check = Check(_unit_root() if root is None else root)
+        mapped = None
+        if root is None:
+            unit = service_settings()
+            root = _unit_root(unit)
+            mapped = _mapped_users(unit) if root is not None else None
+        check = Check(root, mapped)
         if options.user is not None:
             _load_everything()
             become(options.user)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 
+from sniproxy.tools.entries import Kind
 from sniproxy.tools.output import shown
 
 _WIDEST = 48
@@ -15,6 +16,12 @@ _WIDEST = 48
 _LONGEST = 200
 """Characters of a path in a sentence."""
 
+_SERVES = {
+    Kind.WILDCARD: "serves *.{}",
+    Kind.DEFAULT: "serves every other name",
+    Kind.NO_SERVER_NAME: "serves clients without a server name",
+}
+
 
 @dataclasses.dataclass(slots=True)
 class Finding:
@@ -22,11 +29,16 @@ class Finding:
 
     name: str
     is_host: bool = True
+    kind: Kind | None = None
     asked_for: bool = False
+    shadows: str | None = None
+    shadowed_by: list[str] = dataclasses.field(default_factory=list)
     accepts: bool = False
     backend_user: str | None = None
     backend_pid: int | None = None
     proxy_header: str = "none"
+    acme_socket: bool = False
+    waits_for_backend: bool = False
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -53,6 +65,8 @@ def table(results: Iterable[Finding], names: Iterable[str], root: str) -> Iterat
         if result.accepts:
             who = result.backend_user or "a busy backend"
             words.append(f"accepts as {who}, PROXY header {result.proxy_header}")
+        if result.kind in _SERVES and not result.problems:
+            words.append(_SERVES[result.kind].format(result.name.partition(".")[2]))
         words += result.problems
         words += [f"note: {note}" if result.is_host else note for note in result.notes]
         yield f"{state} {shown(result.name):{width}}  {'; '.join(words)}\n"

@@ -1,4 +1,4 @@
-"""The unit: which root directory systemd gives to sniproxy on this machine.
+"""The unit: how systemd starts sniproxy on this machine.
 
 Its files are read, by the rules of systemd.unit(5) and systemd.syntax(7): systemctl can ask only
 where systemd runs, and what it says is what was loaded last.
@@ -23,18 +23,19 @@ _DROP_INS = ("service.d", f"{_UNIT}.d")
 _LARGEST_FILE = 1 << 20
 
 
-def root_directory() -> str | None:
-    """Give ``RootDirectory=`` of the installed unit, or None where there is no unit or no root."""
-    root = None
+def service_settings() -> dict[str, str]:
+    """Give what the installed unit says in its section [Service], the last of each; nothing where
+    there is no unit."""
+    said: dict[str, str] = {}
     for text in _texts():
         section = ""
         for line in text.replace("\\\n", " ").splitlines():
             key, _, value = (part.strip() for part in line.partition("="))
             if key.startswith("["):
                 section = key
-            elif section == "[Service]" and key == "RootDirectory":
-                root = value or None
-    return root
+            elif section == "[Service]":
+                said[key] = value
+    return {key: value for key, value in said.items() if value}
 
 
 def _texts() -> list[str]:

@@ -41,9 +41,10 @@ class Way:
     """How far a path leads.
 
     ``error`` is the errno that ends it, then ``missing`` is the name that could not be looked up in
-    ``path``; else ``path`` is what was found, ``mode`` and ``identity`` (device and inode) are its
-    own, and ``directory`` is the descriptor of what it lies in. ``link`` is the one whose target
-    was followed at the end, if it was one. ``turned``: without the root, it would lead elsewhere.
+    ``path``; else ``path`` is what was found, ``mode``, ``owner`` (a user's number) and
+    ``identity`` (device and inode) are its own, and ``directory`` is the descriptor of what it lies
+    in. ``link`` is the one whose target was followed at the end, if it was one. ``turned``: without
+    the root, it would lead elsewhere.
     """
 
     directory: int
@@ -54,6 +55,7 @@ class Way:
     missing: str = ""
     error: int | None = None
     mode: int = 0
+    owner: int = 0
     identity: tuple[int, int] = (0, 0)
 
 
@@ -141,7 +143,8 @@ class Ground:
                     del way.path[-1:]
                 elif name != ".":
                     way.path.append(name)
-                way.mode, way.identity = status.st_mode, (status.st_dev, status.st_ino)
+                way.mode, way.owner = status.st_mode, status.st_uid
+                way.identity = status.st_dev, status.st_ino
                 if rest:
                     os.dup2(found, way.directory, inheritable=False)
             finally:
