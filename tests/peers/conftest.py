@@ -56,15 +56,23 @@ class World:
         pem = folder / "server.pem"
         identity.private_key_and_cert_chain_pem.write_to_path(str(pem))
         path = self.proxy.directory(host) / "tls-socket"
-        for arguments in SERVERS[server](folder, pem, path):
+        self.begin(folder, SERVERS[server](folder, pem, path), path)
+
+    def begin(
+        self, folder: pathlib.Path, commands: list[list[str]], address: pathlib.Path | int
+    ) -> None:
+        """Start commands, the last of which listens on a Unix socket or a port of TCP; they run
+        until the end."""
+        directory = address.parent if isinstance(address, pathlib.Path) else folder
+        for arguments in commands:
             log = (folder / "log").open("ab")
             with log:
                 self.running.append(
                     subprocess.Popen(
-                        arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=path.parent
+                        arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=directory
                     )
                 )
-        wait_for_socket(path, self.running[-1], folder / "log")
+        wait_for_listener(address, self.running[-1], folder / "log")
 
     def close(self) -> None:
         for process in reversed(self.running):
@@ -75,13 +83,15 @@ class World:
                 process.stdin.close()
 
 
-def wait_for_socket(
-    path: pathlib.Path, process: subprocess.Popen[bytes], log: pathlib.Path
+def wait_for_listener(
+    address: pathlib.Path | int, process: subprocess.Popen[bytes], log: pathlib.Path
 ) -> None:
     """Try until somebody listens."""
+    unix = isinstance(address, pathlib.Path)
+    where = str(address) if unix else ("127.0.0.1", address)
     while process.poll() is None:
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
+        with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as probe:
+            if probe.connect_ex(where) == 0:
                 return
     pytest.fail(f"{process.args}: {log.read_text()}")
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 
 HERE = pathlib.Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "peers"
+NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 PATIENCE = 60
 """Seconds that a client has: Java compiles first."""
 
@@ -205,18 +206,29 @@ CLIENTS: dict[str, Client] = {
 
 def nginx(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
     """The others take the newest TLS that there is; this one has every client speak 1.2 once."""
+    page = 'location / { return 200 "served by nginx over $ssl_protocol\\n"; }'
+    certificate = f"ssl_certificate {pem}; ssl_certificate_key {pem}; ssl_protocols TLSv1.2;"
+    return [nginx_with(folder, f"server {{ listen unix:{path} ssl; {certificate} {page} }}")]
+
+
+def nginx_with(folder: pathlib.Path, http: str, stream: str = "") -> list[str]:
+    """Configure an nginx that is no system's service. ``stream`` is a block of the module of that
+    name, or nothing. It has a master, without which its TLS does not outlive a reload."""
     program = need("nginx", "nginx-light")
+    if stream:
+        if not NGINX_STREAM.exists():
+            raise Missing("nginx has no stream module: install libnginx-mod-stream")
+        stream = f"load_module {NGINX_STREAM}; {stream}"
     configuration = folder / "nginx.conf"
     configuration.write_text(
-        f"""daemon off; master_process off; pid {folder}/pid; error_log {folder}/error;
+        f"""{stream}
+        daemon off; user root; pid {folder}/pid; error_log {folder}/error;
         events {{}}
         http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
         fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
-        server {{ listen unix:{path} ssl; ssl_certificate {pem}; ssl_certificate_key {pem};
-        ssl_protocols TLSv1.2;
-        location / {{ return 200 "served by nginx over $ssl_protocol\\n"; }} }} }}"""
+        {http} }}"""
     )
-    return [[program, "-p", str(folder), "-c", str(configuration)]]
+    return [program, "-p", str(folder), "-c", str(configuration)]
 
 
 def haproxy(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
