@@ -206,6 +206,27 @@ def test_alone_it_waits_for_handshakes_that_are_under_way(
     assert not listener.open
 
 
+def test_alone_a_unix_socket_is_not_asked_again_and_again(
+    plane: Plane, tmp_path: pathlib.Path
+) -> None:
+    """It has no handshakes to wait for, and is readable without end once it begins no more."""
+    address = str(tmp_path / "socket")
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(address)
+    unix.listen()
+    listener = Listener(unix, plane.connections)
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    for client in clients:
+        client.connect(address)
+    before = plane.poller.turn
+    listener.finish(alone=True)
+    # The clock stands still.
+    plane.until(lambda: not listener.open)
+    assert plane.poller.turn - before <= len(clients)
+    assert plane.connections.totals.accepted == len(clients)
+    close_all(clients)
+
+
 EPOLL_WAITS = {"232", "281", "22"}
 """Numbers of epoll_wait and epoll_pwait on x86_64, and of epoll_pwait on aarch64."""
 

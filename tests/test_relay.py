@@ -31,6 +31,7 @@ from tests.processes import forbid, in_child
 
 TURNS = 5000
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SMALL_BUFFER = 4096
 SOMEBODY = 54321
 """A user of its own, who has no pipes yet."""
 
@@ -715,6 +716,26 @@ def test_messages_of_several_processes_arrive_at_once(pair: Pair) -> None:
     pair.client.send(b"three")
     assert receive(pair, pair.backend, 15) == b"one, two, three"
     assert pair.end is None
+
+
+def test_they_arrive_also_with_room_for_what_was_unsent(pair: Pair) -> None:
+    """One event tells of both: the client has sent, and takes some of what we hold for it."""
+    if pair.ours[0].family != socket.AF_UNIX:
+        return
+    pair.ours[0].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    pair.ours[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+    pair.backend.send(bytes(BUFFER_SIZE))
+    pair.idle()
+    pair.client.send(b"one, ")
+    in_child(lambda: pair.client.send(b"two, "))
+    pair.client.send(b"three")
+    with contextlib.suppress(BlockingIOError):
+        while pair.client.recv(BUFFER_SIZE):
+            pass
+    pair.idle()
+    # There is no room for all of it, else its last byte would have us look once more.
+    assert pair.joined.peer.unsent is not None
+    assert pair.backend.recv(99) == b"one, two, three"
 
 
 def test_bytes_behind_a_passed_descriptor_arrive_at_once(pair: Pair) -> None:

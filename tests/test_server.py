@@ -7,7 +7,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -230,15 +230,23 @@ def test_what_is_kept_has_gone(
     )
     assert handed_over(reports) == {"count": 20, "left": 0}
     assert sum(parcel.count for parcel in parcels) == 20
-    for parcel in parcels:
-        while (message := take(parcel.socket, time.monotonic())) is not None:
-            for carried in message.connections:
-                for one in carried.sockets:
-                    one.close()
-        parcel.socket.close()
+    assert len(emptied(parcels)) == 20
     for one in pairs:
         assert one.recv(1) == b""
         one.close()
+
+
+def emptied(parcels: Sequence[Parcel]) -> set[object]:
+    """Close what is in parcels; name the clients."""
+    clients = set()
+    for parcel in parcels:
+        while (message := take(parcel.socket, time.monotonic())) is not None:
+            for carried in message.connections:
+                clients.add(carried.sockets[0].getpeername())
+                for one in carried.sockets:
+                    one.close()
+        parcel.socket.close()
+    return clients
 
 
 def all_go_on(pairs: list[socket.socket]) -> None:
@@ -249,7 +257,59 @@ def all_go_on(pairs: list[socket.socket]) -> None:
         stream.close()
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS)), "Too many references"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["refused", "fails"],
+)
+@pytest.mark.parametrize("kept", [0, 1])
 def test_what_nobody_keeps_goes_on_here(
+    server: Server,
+    tell: Tell,
+    listening: socket.socket,
+    backend: Backend,
+    reports: Reports,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
+    kept: int,
+) -> None:
+    """Whatever keeps it from being kept: the first parcel's connections have gone, or none."""
+    pairs: list[socket.socket] = []
+    parcels: list[Parcel] = []
+
+    def keep(parcel: Parcel) -> None:
+        if len(parcels) == kept:
+            raise error
+        parcels.append(Parcel(parcel.socket.dup(), parcel.count))
+
+    def still() -> None:
+        done = threading.Event()
+        tell(lambda: (server.hand_over(keep, 1000), done.set()))
+        assert done.wait(20)
+        gone = emptied(parcels)
+        assert (len(gone) > 0) == (kept > 0)
+        mine = [pairs[i : i + 2] for i in range(0, 40, 2) if pairs[i].getsockname() not in gone]
+        assert len(mine) + len(gone) == 20
+        assert mine
+        all_go_on([one for pair in mine for one in pair])
+
+    # So small that a few messages make a parcel.
+    monkeypatch.setattr("sniproxy.process.parcel._SEND_BUFFER", 0)
+    run(server, tell, lambda: pairs.extend(busy(listening, backend, 20)), still)
+    count = sum(parcel.count for parcel in parcels)
+    assert handed_over(reports) == {"count": count, "left": 20 - count}
+    log = (tmp_path / "log").read_text()
+    assert log.count("event=not_handed_over") == 1
+    assert told in log
+    assert "connections_lost" not in log
+
+
+def test_what_is_neither_kept_nor_left_is_told_of(
     server: Server,
     tell: Tell,
     listening: socket.socket,
@@ -259,19 +319,21 @@ def test_what_nobody_keeps_goes_on_here(
 ) -> None:
     pairs: list[socket.socket] = []
 
-    def keep(_parcel: Parcel) -> None:
-        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+    def keep(parcel: Parcel) -> None:
+        emptied([Parcel(parcel.socket.dup(), parcel.count)])
+        raise MemoryError
 
-    def still() -> None:
-        tell(lambda: server.hand_over(keep, 1000))
-        all_go_on(pairs)
-
-    run(server, tell, lambda: pairs.extend(busy(listening, backend, 20)), still)
-    assert handed_over(reports) == {"count": 0, "left": 20}
-    log = (tmp_path / "log").read_text()
-    assert log.count("event=not_handed_over") == 1
-    assert os.strerror(errno.ETOOMANYREFS) in log
-    assert "connections_lost" not in log
+    run(
+        server,
+        tell,
+        lambda: pairs.extend(busy(listening, backend, 5)),
+        lambda: tell(lambda: server.hand_over(keep, 1000)),
+    )
+    assert handed_over(reports) == {"count": 0, "left": 0}
+    assert "event=connections_lost count=5 error=MemoryError" in (tmp_path / "log").read_text()
+    for one in pairs:
+        assert one.recv(1) == b""
+        one.close()
 
 
 def test_an_unexpected_error_leaves_all_where_it_is(
