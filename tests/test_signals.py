@@ -112,3 +112,30 @@ signal.raise_signal(signal.SIGCHLD)
 """
     done = run(again)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_a_stop_that_nobody_has_acted_on_is_for_the_next_program() -> None:
+    """It waits for whoever has handlers next in this process; what only asks something does not."""
+    late = """
+import os
+acts = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+for number in acts:
+    handlers.handle(number, lambda: told.append(0))
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.raise_signal(number)
+# As where memory has failed for what Python calls besides.
+os.write(handlers._write, bytes([signal.SIGHUP]))
+handlers.end()
+assert signal.sigpending() == {signal.SIGHUP, signal.SIGTERM}
+signal.raise_signal(signal.SIGINT)
+handlers = SignalHandlers(poller)
+for number in acts:
+    handlers.handle(number, lambda number=number: told.append(number))
+handlers.handle(signal.SIGCHLD, lambda: over.append(1))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, acts | {signal.SIGCHLD})
+signal.raise_signal(signal.SIGCHLD)
+poller.run(lambda: over)
+assert sorted(told) == [signal.SIGHUP, signal.SIGINT, signal.SIGTERM]
+"""
+    done = run(late)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")

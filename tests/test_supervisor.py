@@ -13,6 +13,7 @@ from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
 from sniproxy.process import renewal, supervisor
 from sniproxy.process.channel import Channel
+from sniproxy.process.notify import Store
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.signals import SIGNALS
 from sniproxy.process.worker import Worker
@@ -29,6 +30,7 @@ class Renewal:
     """Nothing is renewed here."""
 
     under_way = False
+    store = Store({})
 
     def __init__(self) -> None:
         self.asked = 0
@@ -103,6 +105,40 @@ def test_a_parcel_that_can_not_be_kept_is_told_of(
     assert other.recv(1) == b""
     other.close()
     assert (tmp_path / "log").read_text().count("event=connections_lost count=7") == 1
+
+
+def test_no_stop_before_parcels_are_in_somebodys_hands(first: supervisor.Supervisor) -> None:
+    """A worker that has nothing to finish yet leaves at once, and can't take what others leave."""
+    ours, theirs = Channel.pair()
+    first._to_fork.clear()
+    first._workers[0] = Worker(0, ours)
+    first._parcels = True
+    assert first.stop("SIGTERM")
+    assert not first.stop("SIGHUP")
+    assert not first._turned()
+    with pytest.raises(BlockingIOError):
+        theirs.receive()
+    first._questions[supervisor.READY].awaited.clear()
+    for _ in range(2):
+        assert not first._turned()
+    told = []
+    for _ in range(2):
+        message = theirs.receive()
+        assert message is not None
+        told.append(message[0])
+        theirs.done()
+    assert told == [supervisor.ADOPT, supervisor.STOP]
+    theirs.close()
+    ours.close()
+
+
+def test_a_stop_where_nobody_can_take_parcels_is_the_end(first: supervisor.Supervisor) -> None:
+    first._to_fork.clear()
+    first._parcels = True
+    first.stop("SIGTERM")
+    assert first._turned()
+    # What ``run`` writes then.
+    assert set(supervisor._LAST_WORDS) <= set(first._questions)
 
 
 def test_no_renewal_before_all_serve(first: supervisor.Supervisor) -> None:

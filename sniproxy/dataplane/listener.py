@@ -134,8 +134,9 @@ class Listener:
         make = socket.SocketType
         if self._shared:
             self._stint -= self._batch
-            if self._stint <= 0:
-                self._step_back()
+            if self._stint <= 0:  # to the end of the row of workers that are woken
+                self._stint = STINT
+                self.look()
         for _ in range(self._batch):
             if FOR_A_DESCRIPTOR in lines:
                 # What is free next is for the backends of those who are here already.
@@ -169,11 +170,6 @@ class Listener:
             welcome(connections, client, address)
         if self._leaving:
             connections.poller.again(self)
-
-    def _step_back(self) -> None:
-        """Go to the end of the row of workers that are woken for a connection."""
-        self._stint = STINT
-        self.look()
 
     def look(self) -> None:
         """See what is in the queue, though another worker was woken for it."""

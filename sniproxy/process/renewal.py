@@ -41,6 +41,9 @@ _EXCERPT = 200
 class Owner(Protocol):
     """Who has the connections: the only process, or the first of several."""
 
+    handed_over: bool
+    """Whether they have been given away, and not only ended."""
+
     def count(self, then: Callable[[list[int]], object]) -> None:
         """Call ``then`` with the number of open connections of each process."""
 
@@ -48,8 +51,11 @@ class Owner(Protocol):
         """Accept no more, and have each process give away its share, in descriptors: unless
         everything is being ended already."""
 
-    def stop(self, reason: str) -> None:
-        """Accept no more and finish: unless everything is being ended already."""
+    def stop(self, reason: str) -> bool:
+        """Accept no more and finish; False says that everything is being ended already."""
+
+    def stop_now(self, reason: str) -> None:
+        """Close everything."""
 
 
 class Renewal:

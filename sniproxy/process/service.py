@@ -179,9 +179,7 @@ class _Service:
         server = Server(copies, self._hosts, log, log.info, alone=self._bound_by_us)
         handlers = SignalHandlers(server.poller)
         alone = _Alone(server, self._stopping)
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            handlers.handle(number, functools.partial(alone.stop_or_end, number.name))
-        handlers.handle(signal.SIGINT, lambda: alone.stop_now(signal.SIGINT.name))
+        handlers.handle_stops(alone, in_place=not self._renewal.store.managed)
         handlers.handle(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
         renew = functools.partial(self._renewal.ask, server.poller, alone, log)
         handlers.handle(signal.SIGUSR2, renew)
@@ -192,9 +190,7 @@ class _Service:
         server.run()
         # What can't be given back for want of memory, the kernel takes: this is the end.
         with contextlib.suppress(*NO_MEMORY):
-            # One more signal must not find the loop half closed.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            handlers.close()
+            handlers.end()
             server.close()
         return alone.handed_over
 
@@ -306,17 +302,12 @@ class _Alone:
             self.handed_over = True
             self._server.hand_over(keep, shares[0])
 
-    def stop(self, reason: str) -> None:
-        if not self._server.stopping:
-            self._stopping()
-            self._server.stop(reason)
-
-    def stop_or_end(self, reason: str) -> None:
-        """Accept no more and finish; asked for again, close everything."""
+    def stop(self, reason: str) -> bool:
         if self._server.stopping:
-            self.stop_now(reason)
-        else:
-            self.stop(reason)
+            return False
+        self._stopping()
+        self._server.stop(reason)
+        return True
 
     def stop_now(self, reason: str) -> None:
         self.handed_over = False

@@ -5,22 +5,16 @@ besides, between two steps of whatever runs, may fail for want of memory, so tha
 the pipe from getting full: what counts is what was in it.
 """
 
+import functools
 import os
 import signal
 from collections.abc import Callable
 
 from sniproxy.dataplane.poller import Poller
+from sniproxy.process.renewal import Owner
 
-SIGNALS = frozenset(
-    {
-        signal.SIGHUP,
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGCHLD,
-    }
-)
+STOPS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+SIGNALS = frozenset({*STOPS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD})
 """All that any of our processes acts on."""
 
 _NOTHING = 0
@@ -39,6 +33,7 @@ class SignalHandlers:
         self._number = bytearray(1)
         self._buffers = [self._number]
         self._reading = False
+        self._left = _NOTHING
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         poller.attend(self._read, self._act)
 
@@ -47,6 +42,31 @@ class SignalHandlers:
         where it has raised MemoryError."""
         self._acts[int(number)] = act
         signal.signal(number, self._tell)
+
+    def handle_stops(self, owner: Owner, *, in_place: bool) -> None:
+        """Have SIGHUP and SIGTERM stop who has the connections, SIGINT and every further one stop
+        it now. A first one that comes when it has handed them over ``in_place`` is for the program
+        that is run next in this process: that adopts them, and then stops."""
+
+        def act(number: signal.Signals) -> None:
+            if in_place and owner.handed_over and not self._left:
+                self._left = number
+            elif not owner.stop(number.name):
+                owner.stop_now(number.name)
+
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            self.handle(number, functools.partial(act, number))
+        self.handle(signal.SIGINT, lambda: owner.stop_now(signal.SIGINT.name))
+
+    def end(self) -> None:
+        """Close it for the end, with signals blocked: they wait for the program that is run next in
+        this process, if one is, and so do stops that nobody has acted on."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._take()
+        for number in STOPS:
+            if self._came[number] or self._left == number:
+                os.kill(os.getpid(), number)
+        self.close()
 
     def close(self) -> None:
         """Give the pipe back, before the loop is closed. The signals must be blocked or ignored."""

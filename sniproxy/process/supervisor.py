@@ -96,7 +96,6 @@ class Supervisor:
         self._keep: Callable[[Parcel], None] | None = None
         self._counted: Callable[[list[int]], object] | None = None
         self.handed_over = False
-        """Whether what was open has been given away, and not only ended."""
         self.number = NOBODY
         """In a worker, which one it is."""
         self._poller = Poller(self._fault)
@@ -119,10 +118,8 @@ class Supervisor:
         # From here on signals wait for ``run``.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._handlers = SignalHandlers(self._poller)
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            self._handlers.handle(number, functools.partial(self._stop, number))
-        self._handlers.handle(signal.SIGINT, lambda: self._stop_now(signal.SIGINT))
-        self._handlers.handle(signal.SIGUSR1, lambda: self._ask(SUMS))
+        self._handlers.handle_stops(self, in_place=not renewal.store.managed)
+        self._handlers.handle(signal.SIGUSR1, functools.partial(self._ask, SUMS))
         self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
@@ -134,21 +131,20 @@ class Supervisor:
             return self._of_a_worker
         # What can't be given back for want of memory, the kernel takes: this is the end.
         with contextlib.suppress(*NO_MEMORY):
-            # One more signal must not find the loop half closed.
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            self._handlers.end()
             self._log.report_repeats()
             for event in _LAST_WORDS:
                 fields = self._questions[event].fields
                 if fields:
                     self._log.info(event, **fields)
             self._log.flush()
-            self._handlers.close()
             self._poller.close()
         return None
 
     def _turned(self) -> bool:
         """Do what is to be done between two turns; say whether that was the last."""
-        if self._reason:
+        # Who has adopted nothing yet would leave at once.
+        if self._reason and not (self._parcels and self._workers):
             self._when_stopping()
             self._ask(STOP, reason=self._reason)
             self._reason = ""
@@ -379,13 +375,14 @@ class Supervisor:
             worker.tell(HAND_OVER, last=True, most=share)
         self._stopping = self.handed_over = True
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> bool:
         if self._stopping:
-            return
+            return False
         self._later(DRAIN + GRACE, self._kill)
         # From here on it is asked for: what is still to be done is done between two turns.
         self._reason = reason
         self._stopping = True
+        return True
 
     def _pass_on(self, worker: Worker, count: int) -> None:
         """Have a parcel of a worker's kept."""
@@ -411,19 +408,12 @@ class Supervisor:
 
     # The end.
 
-    def _stop(self, number: signal.Signals) -> None:
-        """Have all workers accept no more and finish; at the second signal, stop now."""
-        if self._stopping:
-            self._stop_now(number)
-        else:
-            self.stop(number.name)
-
-    def _stop_now(self, number: signal.Signals) -> None:
+    def stop_now(self, reason: str) -> None:
         self._later(GRACE, self._kill)
         self._when_stopping()
         self.handed_over = False
         for worker in self._workers.values():
-            worker.tell(STOP_NOW, last=True, reason=number.name)
+            worker.tell(STOP_NOW, last=True, reason=reason)
         self._stopping = True
 
     def _kill(self) -> None:

@@ -89,6 +89,11 @@ def children(pid: int) -> list[int]:
     ]
 
 
+def state(pid: int) -> str:
+    """Give the state of a process by its letter, proc(5)."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def lowest_free_descriptor(pid: int) -> int:
     """Give the number that a process's next descriptor would have, proc(5)."""
     taken = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}

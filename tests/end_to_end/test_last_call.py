@@ -19,6 +19,7 @@ from tests.end_to_end.harness import (
     directory_name,
     in_thread,
     read_all,
+    state,
     wait_until,
 )
 from tests.hello import hello
@@ -110,11 +111,6 @@ def in_the_queue(address: str | tuple[str, int], pid: int) -> list[socket.socket
     for one in workers:
         os.kill(one, signal.SIGCONT)
     return clients
-
-
-def state(pid: int) -> str:
-    """Give the state of a process by its letter, proc(5)."""
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def all_served(clients: list[socket.socket], backend: Backend) -> None:

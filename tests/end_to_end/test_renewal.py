@@ -24,6 +24,7 @@ from tests.end_to_end.harness import (
     Proxy,
     children,
     read_exactly,
+    state,
     wait_for,
     wait_until,
 )
@@ -51,6 +52,12 @@ class Program:
             self.path = folder / "sniproxy"
         self.path.symlink_to(self._original)
         self.command = [str(self.path), *command[1:]]
+        self._gate, self.answered = folder / "gate", folder / "answered"
+        said = subprocess.run(
+            [*self.command, "--hand-over-formats"], capture_output=True, text=True, check=True
+        )
+        self.answer = f"echo {said.stdout.strip()}"
+        """What a script does to answer a trial as the program does."""
 
     def replace(self, text: str) -> None:
         """Put a script in its place, as an upgrade would: by a rename."""
@@ -58,6 +65,16 @@ class Program:
         new.write_text(f"#!/bin/sh\n{text}\n")
         new.chmod(0o755)
         new.rename(self.path)
+
+    def wait(self) -> None:
+        """Have the next trial answer, and then wait until it may ``go_on``, with the program in its
+        place again."""
+        wait = f"touch {self.answered}; while [ ! -e {self._gate} ]; do sleep 0.05; done"
+        self.replace(f"{self.answer}; {wait}")
+
+    def go_on(self) -> None:
+        self.restore()
+        self._gate.touch()
 
     def restore(self) -> None:
         self.path.unlink()
@@ -449,10 +466,7 @@ def test_an_exec_that_fails_after_all(
     """The program answers, and is gone when it is to be run: the old one goes on."""
     pairs = [relayed(proxy, backend) for _ in range(10)]
     pid, before = proxy.process.pid, starts(proxy)
-    answer = subprocess.run(
-        [*program.command, "--hand-over-formats"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    program.replace(f'rm "$0"; echo {answer}')
+    program.replace(f'rm "$0"; {program.answer}')
     proxy.process.send_signal(signal.SIGUSR2)
     wait_for(proxy, "event=not_renewed")
     wait_until(lambda: starts(proxy) > before)
@@ -523,6 +537,87 @@ def is_asleep(pid: int) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def handing_over(proxy: Proxy, program: Program, workers: str) -> Iterator[None]:
+    """Begin to hand connections over, and do something before that is done."""
+    pid = proxy.process.pid
+    if workers == "1":
+        program.wait()
+        proxy.process.send_signal(signal.SIGUSR2)
+        wait_until(program.answered.exists)
+        proxy.process.send_signal(signal.SIGUSR1)
+        wait_for(proxy, "event=totals")
+        # The answer is read. Its end is seen first, and acted on; then whatever has come meanwhile.
+        (trial,) = children(pid)
+        stopped = pid
+        os.kill(stopped, signal.SIGSTOP)
+        wait_until(lambda: state(stopped) == "T")
+        program.go_on()
+        wait_until(lambda: state(trial) == "Z")
+    else:
+        # One is done with it, the other has not heard of it yet.
+        stopped, other = children(pid)
+        os.kill(stopped, signal.SIGSTOP)
+        proxy.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: other not in children(pid))
+    yield
+    os.kill(stopped, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("there", [True, False], ids=["another_program", "no_program"])
+def test_a_stop_while_connections_are_handed_over(
+    proxy: Proxy,
+    backend: Backend,
+    program: Program,
+    workers: str,
+    number: signal.Signals,
+    there: bool,
+) -> None:
+    """It is carried out by whoever goes on with them, and cuts none off."""
+    pairs = [relayed(proxy, backend) for _ in range(20)]
+    half = proxy.connect()
+    half.sendall(HELLO[:50])
+    both_ways(*pairs)
+    with handing_over(proxy, program, workers):
+        if not there:
+            program.path.unlink()
+        proxy.process.send_signal(number)
+    wait_for(proxy, f"event=stop reason={number.name} open=21\n")
+    assert " adopted=21 lost=0\n" in proxy.log.partition("event=stop ")[0]
+    assert ("event=not_renewed" in proxy.log) == (not there)
+    half.sendall(HELLO[50:])
+    pairs.append((half, backend.accept()))
+    assert read_exactly(pairs[-1][1], len(HELLO)) == HELLO
+    both_ways(*pairs)
+    close(*pairs)
+    assert proxy.process.wait(TIMEOUT) == 0
+    assert len(ended(proxy)) == 21
+    assert "connections_closed" not in proxy.log
+
+
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGINT,)], ids=["two", "interrupt"]
+)
+def test_a_second_stop_while_connections_are_handed_over(
+    proxy: Proxy,
+    backend: Backend,
+    program: Program,
+    workers: str,
+    numbers: tuple[signal.Signals, ...],
+) -> None:
+    """Now is now: there is no next program."""
+    pairs = [relayed(proxy, backend) for _ in range(20)]
+    with handing_over(proxy, program, workers):
+        for number in numbers:
+            proxy.process.send_signal(number)
+    assert proxy.process.wait(TIMEOUT) == 0
+    assert starts(proxy) == 1
+    for client, stream in pairs:
+        assert client.recv(1) == stream.recv(1) == b""
+    close(*pairs)
+
+
 def test_a_stop_right_behind(proxy: Proxy, backend: Backend) -> None:
     """Whatever it meets, the process ends, and by itself."""
     for pause in (0.0, 0.05, 0.1, 0.2, 0.4):
@@ -545,20 +640,12 @@ def test_a_worker_is_killed_in_the_middle(
         pytest.skip("not applicable: there is no worker")
     pairs = [relayed(proxy, backend) for _ in range(40)]
     victim = children(proxy.process.pid)[0]
-    answer = subprocess.run(
-        [*program.command, "--hand-over-formats"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    gate = program.path.with_name("gate")
-    program.replace(
-        f'[ $# -gt 0 ] && [ -z "$(echo "$*" | grep hand-over)" ] && exec {program._original} "$@"\n'
-        f"while [ ! -e {gate} ]; do sleep 0.05; done; echo {answer}"
-    )
+    program.wait()
     proxy.process.send_signal(signal.SIGUSR2)
     wait_until(lambda: len(children(proxy.process.pid)) == 3)
     os.kill(victim, signal.SIGKILL)
     wait_for(proxy, "event=worker_died")
-    program.restore()
-    gate.touch()
+    program.go_on()
     wait_until(lambda: starts(proxy) == 2)
     alive = [pair for pair in pairs if goes_on(pair)]
     assert 0 < len(alive) < 40
