@@ -112,18 +112,35 @@ def test_a_program_that_hangs(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
     assert one.owner.shares is None
 
 
+class Poor(Owner):
+    """Has no memory at first when it is asked."""
+
+    tries = 0
+
+    def count(self, then: Callable[[list[int]], object]) -> None:
+        self.tries += 1
+        if self.tries < 3:
+            raise MemoryError
+        super().count(then)
+
+
 def test_memory_that_fails_when_the_program_has_answered(tmp_path: pathlib.Path) -> None:
-    class Poor(Owner):
-        tries = 0
-
-        def count(self, then: Callable[[list[int]], object]) -> None:
-            self.tries += 1
-            if self.tries < 3:
-                raise MemoryError
-            super().count(then)
-
     one = Attempt(tmp_path, Renewal({}, COMMAND), Poor([3]), faults=2)
     assert one.owner.shares is not None
+
+
+def test_memory_that_fails_when_it_is_asked_for(tmp_path: pathlib.Path) -> None:
+    """Who asked asks again, as for any signal that could not be acted on."""
+    one, owner = Renewal({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, None), Poor([3])
+    poller = Poller(lambda error: None)
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            one.ask(poller, owner, Log(FileSink(2)))
+        assert not one.under_way
+    one.ask(poller, owner, Log(FileSink(2)))
+    assert one.under_way
+    poller.run(lambda: owner.stopped != "")
+    poller.close()
 
 
 def test_left_off_in_the_middle() -> None:

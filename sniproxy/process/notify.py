@@ -1,7 +1,6 @@
 """The service manager: what it is told, and what it keeps for us, sd_notify(3)."""
 
 import errno
-import itertools
 import os
 import select
 import socket
@@ -53,7 +52,7 @@ class Store:
 
     def try_room(self, count: int) -> Callable[[], bool]:
         """Begin to see whether it takes ``count`` more descriptors; give what says it ``CLOSING``
-        seconds later.
+        seconds later, again if it is asked again.
 
         Nobody says how many it keeps, and what it does not keep it closes without a word. So store
         one end of as many pairs, and look whether the other ends have been hung up.
@@ -72,15 +71,17 @@ class Store:
             settled = False
 
         def kept() -> bool:
+            nonlocal settled
             poll = select.poll()
             for our, _ in pairs:
                 poll.register(our, 0)
-            result = settled and not poll.poll(0)
-            self._room = count if result else 0
+            settled = settled and not poll.poll(0)
+            self._room = count if settled else 0
             self.remove([CANARY])
-            for one in itertools.chain.from_iterable(pairs):
-                one.close()
-            return result
+            while pairs:
+                for one in pairs.pop():
+                    one.close()
+            return settled
 
         return kept
 

@@ -87,7 +87,6 @@ class Renewal:
         """Begin, unless it has been begun."""
         if self.under_way:
             return
-        self.under_way = True
 
         def tried(problem: str | None) -> None:
             if problem is None:
@@ -126,6 +125,7 @@ class Renewal:
         deadline = time.monotonic() + DRAIN
         if self.store.managed:
             owner.count(find_room)
+            self.under_way = True
             return
         problem = "it is not known which file to run: start it by an absolute path"
         if self._program is not None:
@@ -133,6 +133,7 @@ class Renewal:
                 others = why_not_to_run(self._program)
                 if others is None:
                     self._trial = _Trial(poller, self._program, self._environment, tried)
+                    self.under_way = True
                     return
                 problem = f"not safe to run: {others}"
             except OSError as error:

@@ -94,7 +94,7 @@ class Supervisor:
         self._to_renew = False
         self._parcels = parcels
         self._keep: Callable[[Parcel], None] | None = None
-        self._counted: Callable[[list[int]], object] | None = None
+        self._counted: Callable[[list[int]], object] = lambda _counts: None
         self.handed_over = False
         self.number = NOBODY
         """In a worker, which one it is."""
@@ -326,9 +326,7 @@ class Supervisor:
             if self._to_renew:
                 self._renew()
         elif event == COUNT:
-            if self._counted is not None:
-                self._counted([worker.open for worker in self._workers.values()])
-                self._counted = None
+            self._counted([worker.open for worker in self._workers.values()])
         elif event == SUMS:
             # Somebody has just asked for it.
             self._log.reply(event, **question.fields)
