@@ -5,20 +5,24 @@ are ones that these accept, and what README repeats of our own files is in them.
 """
 
 import ast
+import contextlib
 import os
 import pathlib
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import trustme
+import yaml
 
 from tests.deployment.inside import manual
 from tests.deployment.inside.manual import block
+from tests.hello import extension, message, records, server_name
 
 ROOT = pathlib.Path(__file__).parents[1]
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -27,9 +31,9 @@ TIMEOUT = 60
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def need(program: str, package: str) -> str:
+def need(program: str, package: str, folders: str | None = "/usr/sbin") -> str:
     """Find a daemon where Debian's packages put it: ours has the name of one of them."""
-    path = shutil.which(program, path="/usr/sbin")
+    path = shutil.which(program, path=folders)
     if path is None:
         pytest.skip(f"{program} is missing: install {package}")
     return path
@@ -167,6 +171,18 @@ def test_nginx_accepts_the_servers_with_certificates_by_http(tmp_path: pathlib.P
     nginx_accepts(plain + tls, "http", tmp_path)
 
 
+def connected(process: "subprocess.Popen[bytes]", port: int, log: pathlib.Path) -> socket.socket:
+    """Connect to a program as soon as it listens on a port of 127.0.0.1."""
+    while process.poll() is None:
+        client = socket.socket()
+        client.settimeout(TIMEOUT)
+        # Nobody may listen yet, and then a socket can be connected with itself.
+        if client.connect_ex(("127.0.0.1", port)) == 0 and client.getsockname()[1] != port:
+            return client
+        client.close()
+    pytest.fail(log.read_text())
+
+
 def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
     """It can't just test a configuration: it is started, on a port of our own."""
     program = need("sniproxy", "sniproxy")
@@ -182,11 +198,7 @@ def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -
             [program, "-f", "-c", configuration], stdout=stream, stderr=stream
         )
     try:
-        while process.poll() is None:
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-        assert process.poll() is None, log.read_text()
+        connected(process, port, log).close()
     finally:
         process.terminate()
         process.wait(TIMEOUT)
@@ -194,6 +206,166 @@ def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -
     parsed = re.findall(r"Parsed (\S+ \S+)", log.read_text())
     (table,) = re.findall(r"^table hosts \{\n(.*?)^\}", before, re.MULTILINE | re.DOTALL)
     assert parsed == [line.strip() for line in table.splitlines()]
+
+
+def hello(name: str | None, protocol: str | None) -> bytes:
+    """Build a hello that asks for a name and offers a protocol by ALPN, or not."""
+    extensions = server_name((0, name.encode())) if name else b""
+    if protocol:
+        offered = bytes([len(protocol)]) + protocol.encode()
+        extensions += extension(16, struct.pack("!H", len(offered)) + offered)
+    return records(message(extensions))
+
+
+def test_sslh_sends_hellos_where_the_manual_says(tmp_path: pathlib.Path) -> None:
+    """It can't just test a configuration: it is started, with addresses of our own."""
+    program = need("sslh-select", "sslh")
+    servers = {}
+
+    def ours(place: re.Match[str]) -> str:
+        servers[":".join(place.groups())] = server = socket.create_server(("127.0.0.1", 0))
+        stack.enter_context(server).settimeout(TIMEOUT)
+        return f'host: "127.0.0.1"; port: "{server.getsockname()[1]}"'
+
+    with contextlib.ExitStack() as stack:
+        before = block("operations.md", "From sslh", 0)
+        text = re.sub(r'host: "(.+?)"; port: "(.+?)"', ours, before)
+        configuration, log = tmp_path / "sslh.cfg", tmp_path / "log"
+        configuration.write_text(text)
+        with servers.pop("0.0.0.0:443") as probe:
+            port = probe.getsockname()[1]
+        stream = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            [program, f"-F{configuration}", "-f"], stdout=stream, stderr=stream
+        )
+        try:
+            for name, protocol, place in (
+                ("blog.example", None, "127.0.0.1:8443"),
+                ("blog.example", "acme-tls/1", "127.0.0.1:8402"),
+                ("one.shop.example", None, "192.0.2.7:443"),
+                ("another.one.shop.example", "h2", "192.0.2.7:443"),
+                ("shop.example", None, "127.0.0.1:8444"),
+                (None, None, "127.0.0.1:8444"),
+            ):
+                sent = hello(name, protocol)
+                with connected(process, port, log) as client:
+                    client.sendall(sent)
+                    with servers[place].accept()[0] as came:
+                        assert came.recv(len(sent), socket.MSG_WAITALL) == sent
+        finally:
+            process.terminate()
+            process.wait(TIMEOUT)
+
+
+def made(commands: str, folder: pathlib.Path) -> pathlib.Path:
+    """Make the hosts that the manual says to make, but all ours, and give their directory."""
+    hosts = folder / "hosts"
+    hosts.mkdir()
+    commands, places = re.subn("/srv/sniproxy", str(hosts), commands)
+    assert places
+    accepted("sh", "-euc", re.sub(r" -[og] \w+", "", commands))
+    return hosts
+
+
+def directories(names: Iterable[str]) -> set[str]:
+    """Name the directories that names of a configuration become, where ``*`` is the default."""
+    found = {"_default" if name == "*" else re.sub(r"^\*\.", "_.", name) for name in names}
+    return found | {"_nosni"}
+
+
+def those_with(file: str, hosts: pathlib.Path) -> set[str]:
+    return {path.parent.name for path in hosts.glob(f"*/{file}")}
+
+
+def test_each_name_of_snid_is_made_a_host(tmp_path: pathlib.Path) -> None:
+    """The program itself is tried in a booted Debian 13, which has it."""
+    sockets = re.findall(r"`/run/snid/(.+?)`", section("From snid"))
+    hosts = made(block("operations.md", "From snid", 1), tmp_path)
+    assert set(os.listdir(hosts)) == directories(sockets)
+    assert those_with("send-proxy-v2", hosts) == directories(sockets)
+    (host,) = re.findall(r"-default-hostname (\S+)", block("operations.md", "From snid", 0))
+    link = hosts / "_nosni" / "tls-socket"
+    assert os.path.realpath(link) == os.path.realpath(hosts / host / "tls-socket")
+
+
+def test_each_name_of_sslh_is_made_a_host(tmp_path: pathlib.Path) -> None:
+    before = block("operations.md", "From sslh", 0)
+    lists = re.findall(r"sni_hostnames: \[(.*?)\]", before)
+    hosts = made(block("operations.md", "From sslh", 1), tmp_path)
+    assert set(os.listdir(hosts)) == directories({"*", *re.findall(r'"(.+?)"', "".join(lists))})
+
+
+def test_each_name_of_traefik_is_made_a_host(tmp_path: pathlib.Path) -> None:
+    """Debian has no Traefik: what it is told is read here, and not by it."""
+    tcp = yaml.safe_load(block("operations.md", "From Traefik", 0))["tcp"]
+    assert all(router["tls"]["passthrough"] for router in tcp["routers"].values())
+    services = {
+        re.fullmatch(r"HostSNI\(`(.+)`\)", router["rule"])[1]: tcp["services"][router["service"]]
+        for router in tcp["routers"].values()
+    }
+    hosts = made(block("operations.md", "From Traefik", 1), tmp_path)
+    assert set(os.listdir(hosts)) == directories(services)
+    headers = {
+        (name, tcp["serversTransports"][transport]["proxyProtocol"]["version"])
+        for name, service in services.items()
+        if (transport := service["loadBalancer"].get("serversTransport"))
+    }
+    assert headers == {(name, 2) for name in those_with("send-proxy-v2", hosts)}
+
+
+def test_each_name_of_caddy_s_module_is_made_a_host(tmp_path: pathlib.Path) -> None:
+    """Debian has not the module: what it is told is read here, and not by it."""
+    before = block("operations.md", "From Caddy's layer4", 0)
+    matchers = dict(re.findall(r"^\t\t\t@(\w+) tls(?: sni (\S+))?$", before, re.MULTILINE))
+    routes = re.findall(r"^\t\t\troute @(\w+) \{\n(.*?)^\t\t\t\}", before, re.MULTILINE | re.DOTALL)
+    assert list(matchers) == [matcher for matcher, _ in routes]
+    hosts = made(block("operations.md", "From Caddy's layer4", 1), tmp_path)
+    assert set(os.listdir(hosts)) == directories(name or "*" for name in matchers.values())
+    for option, file in (
+        ("proxy_protocol v2", "send-proxy-v2"),
+        ("lb_try_duration 10s", "wait-for-backend"),
+    ):
+        having = {matchers[matcher] for matcher, handlers in routes if option in handlers}
+        assert having == those_with(file, hosts)
+
+
+def test_debian_s_caddy_has_not_the_module(tmp_path: pathlib.Path) -> None:
+    program = need("caddy", "caddy", folders=None)
+    before = block("operations.md", "From Caddy's layer4", 0)
+    configuration = tmp_path / "Caddyfile"
+    configuration.write_text(before)
+    environment = os.environ | {"HOME": str(tmp_path)}
+    for command, status, stream, said in (
+        (("fmt", configuration), 0, "stdout", before),
+        (
+            ("adapt", "--adapter", "caddyfile", "--config", configuration),
+            1,
+            "stderr",
+            f"Error: {configuration}:2: unrecognized global option: layer4\n",
+        ),
+    ):
+        done = subprocess.run(
+            [program, *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=TIMEOUT,
+        )
+        assert (done.returncode, getattr(done, stream)) == (status, said)
+
+
+def test_each_name_of_envoy_is_made_a_host(tmp_path: pathlib.Path) -> None:
+    """Debian has no Envoy: what it is told is read here, and not by it."""
+    resources = yaml.safe_load(block("operations.md", "From Envoy", 0))["static_resources"]
+    (listener,) = resources["listeners"]
+    chains = [*listener["filter_chains"], listener["default_filter_chain"]]
+    used = [only["typed_config"]["cluster"] for chain in chains for only in chain["filters"]]
+    assert used == [cluster["name"] for cluster in resources["clusters"]]
+    matches = [chain["filter_chain_match"] for chain in listener["filter_chains"]]
+    names = {name for match in matches for name in match["server_names"]}
+    hosts = made(block("operations.md", "From Envoy", 1), tmp_path)
+    assert set(os.listdir(hosts)) == directories(names | {"*"})
 
 
 def test_from_nothing_takes_as_many_commands_as_it_says() -> None:

@@ -53,6 +53,9 @@ _INCLUDED = (
 )
 """The other program of our name too: ours takes its place."""
 
+_ADDED = {"trixie": ",snid"}
+"""What older releases have not."""
+
 _UNIT = """\
 [Unit]
 Description=the tests of a boot
@@ -233,7 +236,7 @@ def _make_root(release: str, root: pathlib.Path, hooks: tuple[str, ...]) -> None
             "--variant=essential",
             "--aptopt=Acquire::Languages none",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
-            f"--include={_INCLUDED}",
+            f"--include={_INCLUDED}{_ADDED.get(release, '')}",
             '--customize-hook=for user in alice bob; do chroot "$1" useradd -m $user; done',
             f"--customize-hook={_OTHER_SNIPROXY}",
             *(f"--customize-hook={hook}" for hook in hooks),

@@ -79,10 +79,12 @@ def journal(*options: str) -> str:
     return run("journalctl", "--no-pager", *options)
 
 
-def first_message(name: str) -> bytes:
-    """Give the first message that a TLS client sends."""
+def first_message(name: str | None) -> bytes:
+    """Give the first message that a TLS client sends, for a name or for none."""
     outgoing = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    context = ssl.create_default_context()
+    context.check_hostname = name is not None
+    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
     return outgoing.read()
@@ -233,7 +235,7 @@ def clear_hosts() -> None:
     for path in HOSTS.iterdir():
         if path.is_symlink() or path.is_file():
             path.unlink()
-        elif "." in path.name or path.name == "sniproxy":
+        elif "." in path.name or path.name.startswith("_") or path.name == "sniproxy":
             shutil.rmtree(path)
 
 

@@ -25,10 +25,12 @@ from support import (
     Backend,
     Client,
     ask,
+    clear_hosts,
     eventually,
     first_message,
     follow,
     journal,
+    listening_inodes,
     main_pid,
     make_host,
     run,
@@ -269,6 +271,55 @@ def test_a_host_that_comes_from_haproxy(
     follow(commands.replace("-o blog ", "-o alice ").replace("blog.example", BLOG))
     assert (hosts / BLOG / "send-proxy-v2").exists()
     assert (hosts / f"www.{BLOG}" / "send-proxy-v2").exists()
+
+
+def test_hosts_that_come_from_others(hosts: pathlib.Path) -> None:
+    for commands in (
+        block("operations.md", "From snid", 1),
+        block("operations.md", "From sslh", 1),
+        block("operations.md", "From Traefik", 1),
+        block("operations.md", "From Caddy's layer4", 1),
+        block("operations.md", "From Envoy", 1),
+    ):
+        follow(commands.replace("-o blog ", "-o alice "))
+        assert (hosts / "blog.example").owner() == "alice"
+        assert (hosts / "blog.example").group() == "sniproxy"
+        shared = {(path.owner(), path.group()) for path in hosts.glob("_*")}
+        assert shared == {("root", "sniproxy")}
+        clear_hosts()
+
+
+def test_snid_sends_hellos_where_the_manual_says(proxy: None) -> None:
+    """Debian has it from 13 on. Its unit runs as it is in the manual, in the place of ours."""
+    if 'VERSION_ID="12"' in pathlib.Path("/etc/os-release").read_text():
+        return
+    run("systemctl", "stop", "sniproxy.socket")
+    folder, unit = pathlib.Path("/run/snid"), DROP_INS / "snid.service"
+    folder.mkdir()
+    unit.write_text(block("operations.md", "From snid", 0))
+    run("systemctl", "daemon-reload")
+    try:
+        run("systemctl", "start", "snid.service")
+        eventually("it listens", listening_inodes)
+        for asked, found in (
+            ("blog.example", "blog.example"),
+            ("one.shop.example", "_.shop.example"),
+            (None, "blog.example"),
+        ):
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(folder / found))
+                server.listen()
+                server.settimeout(TIMEOUT)
+                with socket.create_connection(("127.0.0.1", 443), TIMEOUT) as client:
+                    client.sendall(first_message(asked))
+                    with server.accept()[0] as stream:
+                        assert stream.recv(12, socket.MSG_WAITALL) == b"\r\n\r\n\0\r\nQUIT\n"
+            (folder / found).unlink()
+    finally:
+        run("systemctl", "stop", "snid.service")
+        unit.unlink()
+        run("systemctl", "daemon-reload")
+        shutil.rmtree(folder)
 
 
 def memory(pid: int) -> int:
