@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sniproxy.parser import client_hello
 from sniproxy.parser.alert import Alert, Refusal
-from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser
+from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
 from tests.hello import extension, hello, message, records, server_name
 
 Outcome = str | tuple[int, int] | None
@@ -209,6 +209,30 @@ def test_who_validates_a_host(extensions: bytes, expected: bool) -> None:
             while (host := whole.feed(pieces.pop(0))) is None:
                 pass
             assert (host, whole.validates(), pieces) == ("a.example", expected, [])
+
+
+def usual(wire: bytes) -> str | None:
+    return usual_host_name(bytearray(wire + bytes(1 << 17)), len(wire))
+
+
+def test_the_usual_hello_takes_the_straight_way() -> None:
+    """Those of real clients do, and nothing that is cut, in several records, or a validation."""
+    wire = real_hello("WWW.Example.com")
+    assert usual(wire) == "www.example.com"
+    assert usual(FIXTURE) == "a"
+    assert usual(wire + b"\x14\3\3\0\1\1") == "www.example.com"
+    for size in range(len(wire)):
+        assert usual(wire[:size]) is None
+    for unusual in (
+        hello("a.example", record=40),
+        records(message(SNI + protocols(b"acme-tls/1"))),
+        records(message(server_name((1, b"x"), (0, b"a.example")))),
+        records(message(None)),
+        records(message(b"")),
+        hello("_a"),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ):
+        assert usual(unusual) is None
 
 
 def test_what_is_known_of_each_prefix() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from sniproxy.parser import client_hello
 from sniproxy.parser.alert import Alert, Refusal
-from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.client_hello import ClientHelloParser, usual_host_name
 from tests.hello import extension, hello, message, records, server_name
 from tests.test_client_hello import FIXTURE, Outcome, real_hello, reference
 
@@ -101,9 +101,29 @@ def compare(wire: bytes, chance: random.Random) -> str:
     # What comes later changes nothing.
     assert reference(wire) == found, wire.hex()
     assert outcome(wire) == found, wire.hex()
+    agrees_with_the_usual_way(wire, found)
     cut = chance.randrange(len(wire) + 1)
     assert outcome(wire[:cut], wire[cut:]) == found, wire.hex()
     return reason
+
+
+STALE = bytearray(b"\xff\0\0\x10\0\x0d" * 50_000)
+"""What may lie in the buffer behind what has arrived."""
+
+
+def agrees_with_the_usual_way(wire: bytes, found: Outcome) -> None:
+    """The straight way through a whole hello says the same, or nothing; whatever is behind it."""
+    said = set()
+    for stale in (bytearray(1 << 18), STALE):
+        buffer = bytearray(stale)
+        buffer[: len(wire)] = wire
+        said.add(usual_host_name(buffer, len(wire)))
+    (host,) = said
+    if host is not None:
+        assert host == found, wire.hex()
+        parser = ClientHelloParser()
+        assert parser.feed(wire) == host
+        assert parser.validates() is False, wire.hex()
 
 
 def all_reasons() -> set[str]:

@@ -24,7 +24,7 @@ from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Nameless, Refusal, alert_record
-from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser
+from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
 from sniproxy.parser.host_name import MAX_LENGTH
 from sniproxy.resolver import proxy_header
 from sniproxy.resolver.hosts import BACKEND_DOWN, DESCRIPTORS_EXHAUSTED, NO_SUCH_HOST
@@ -53,7 +53,7 @@ def welcome(connections: Connections, client: SocketType, address: SocketAddress
 class Arrival:
     """A client whose connection has no backend yet.
 
-    Undecided while it has a parser; after that it waits for its backend, or is over.
+    Undecided until the host is known; after that it waits for its backend, or is over.
     """
 
     __slots__ = (
@@ -66,6 +66,7 @@ class Arrival:
         "_relayed",
         "_repeated",
         "_socket",
+        "_undecided",
         "_validates",
         "_watched",
         "accepted_at",
@@ -85,7 +86,8 @@ class Arrival:
         self._connections = connections
         self._socket = client
         self._watched = False
-        self._parser: ClientHelloParser | None = ClientHelloParser()
+        self._undecided = True
+        self._parser: ClientHelloParser | None = None
         self._received: bytearray | None = None
         self._backend: SocketType | None = None
         self._relayed: End | None = None
@@ -115,9 +117,9 @@ class Arrival:
 
     def go_on(self, received: bytes) -> None:
         """Begin with what another process has read."""
-        if received and self._parser is not None:
-            self._take(self._parser, received)
-        if self._parser is not None:
+        if received:
+            self._take(received)
+        if self._undecided:
             self._watch()
             self._connections.wait(self)
 
@@ -126,12 +128,12 @@ class Arrival:
     def begin(self) -> None:
         """Read what is there already: usually the whole hello."""
         self._read()
-        if self._parser is not None:
+        if self._undecided:
             self._watch()
             self._connections.wait(self)
 
     def ready(self, mask: int) -> None:
-        if self._parser is not None:
+        if self._undecided:
             while self._read():
                 pass
         elif mask & ERROR:
@@ -170,10 +172,9 @@ class Arrival:
 
     def _read(self) -> bool:
         """Read once; say whether to read on: something came, and it did not decide."""
-        relay = self._connections.relay
-        parser = self._parser
-        if parser is None:
+        if not self._undecided:
             return False
+        relay = self._connections.relay
         try:
             size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
         except BlockingIOError:
@@ -181,11 +182,19 @@ class Arrival:
         except OSError as error:
             self.end(lost("client", error.errno))
             return False
-        return self._take(parser, relay.view[:size])
+        if self._parser is None:
+            host = usual_host_name(relay.buffer, size)
+            if host is not None:
+                self._decide(host, host, False, relay.view[:size])
+                return False
+        return self._take(relay.view[:size])
 
-    def _take(self, parser: ClientHelloParser, data: bytes | memoryview) -> bool:
+    def _take(self, data: bytes | memoryview) -> bool:
         """Act on what was read, nothing at the end of the stream; say whether to read on."""
         connections = self._connections
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = ClientHelloParser()
         entry: str | None
         try:
             if not len(data):
@@ -210,7 +219,6 @@ class Arrival:
             # It is here twice: as it came, for the backend, and as the parser reads it.
             connections.keep(self, self._received.__sizeof__() + parser.kept())
             return True
-        self.host, self._entry = host, entry
         received = self._received + data if self._received else data
         validates = parser.validates() if host else False
         if (
@@ -218,10 +226,18 @@ class Arrival:
             and not isinstance(parser, WholeHelloParser)
             and connections.hosts.awaits_validation(host)
         ):
-            self._parser, self._received = WholeHelloParser(), None
-            return self._take(self._parser, bytes(received))
-        self._validates = bool(validates)
+            self.host, self._parser, self._received = host, WholeHelloParser(), None
+            return self._take(bytes(received))
+        self._decide(host, entry, bool(validates), received)
+        return False
+
+    def _decide(
+        self, host: str, entry: str, validates: bool, received: bytes | bytearray | memoryview
+    ) -> None:
+        """Go on with a host name, and the entry that is to serve it."""
+        self.host, self._entry, self._validates = host, entry, validates
         self._settle()
+        connections = self._connections
         if connections.log.connections:
             self.decided_at = connections.clock()
         self._repeated = connections.loops.again(received)
@@ -229,16 +245,16 @@ class Arrival:
         if line is not None:
             self._watch()
             connections.lines.join(line, self)
-        return False
 
     def _settle(self) -> None:
         """Note that the hello is no longer waited for."""
-        if self._parser is None:
+        if not self._undecided:
             return
         if self._watched:
             self._connections.undecided.stop(self)
         if self.kept:
             self._connections.keep(self, 0)
+        self._undecided = False
         self._parser = None
 
     # The backend.

@@ -82,6 +82,7 @@ class Poller:
         self._broken: list[Watcher | None] = [None] * _NESTED
         self._broken_count = 0
         self.timers = Timers(clock, fault)
+        self._timed = self.timers.heap
         self.missed = False
         """Whether an event may have been lost, or could not be acted on for want of memory."""
         self.turn = 0
@@ -171,14 +172,16 @@ class Poller:
                 failures[0] = error
 
     def select(self, timeout: float | None = None) -> None:
-        """Take one turn: wait for events for at most ``timeout`` seconds, serve them, and call what
-        is due."""
-        if self._broken_count:
-            self._mend()
+        """Take one turn: call what is due, wait for events for at most ``timeout`` seconds, and
+        serve them."""
         if self.missed:
+            self._mend()
             self._look_everywhere()
             return  # what that has found may be the end
-        timeout = 0 if self._unfinished else self.timers.wait(timeout)
+        if self._timed:
+            timeout = self.timers.wait(timeout)
+        if self._unfinished:
+            timeout = 0
         self.turn += 1
         watchers = self._watchers
         for fd, mask in self._epoll.poll(timeout, _MAX_EVENTS):
@@ -195,7 +198,6 @@ class Poller:
             turn, self._unfinished = self._unfinished, {}
             for watcher in turn:
                 self.guard(watcher, watcher.resume)
-        self.timers.run()
 
     def guard(self, watcher: Watcher, act: Callable[[], object]) -> bool:
         """Do something of a watcher's: what it raises is the end of that one, and no more. Say
@@ -218,6 +220,7 @@ class Poller:
                 if watcher is not None:
                     watcher.abandon()
             except NO_MEMORY:
+                self.missed = True
                 raise
             except Exception as another:  # as it is, it must do
                 self._fault(another)

@@ -51,6 +51,7 @@ OVER: Final = 3
 """How far a direction is: it goes on, its end of stream was passed on, it was given up, or the
 whole connection has been closed."""
 
+_CHUNKS: Final = range(CHUNKS_A_TURN)
 _DONT_WAIT: Final = int(MSG_DONTWAIT)
 _UNIX: Final = int(AF_UNIX)
 _NOBODY: Final = select.EPOLLHUP | select.EPOLLERR
@@ -312,9 +313,7 @@ class End:
             return
         relay = self.relay
         source = self.socket
-        chunks = CHUNKS_A_TURN
-        while chunks:
-            chunks -= 1
+        for _ in _CHUNKS:
             try:
                 size = source.recv_into(relay.buffer, 0, _DONT_WAIT)
             except BlockingIOError:

@@ -26,31 +26,34 @@ AFTER_A_FAULT = 1.0
 class Timers:
     """The timers of a process, by its clock."""
 
-    __slots__ = ("_clock", "_fault", "_heap", "_number")
+    __slots__ = ("_clock", "_fault", "_number", "heap")
 
     def __init__(self, clock: Callable[[], float], fault: Callable[[Exception], None]) -> None:
         self._clock = clock
         self._fault = fault
-        self._heap: list[tuple[float, int, Call]] = []
+        self.heap: list[tuple[float, int, Call]] = []
         # Between two that are due at the same time: in the order of their setting.
         self._number = itertools.count()
 
     def later(self, seconds: float, call: Call) -> None:
-        heapq.heappush(self._heap, (self._clock() + seconds, next(self._number), call))
+        heapq.heappush(self.heap, (self._clock() + seconds, next(self._number), call))
 
     def wait(self, most: float | None) -> float | None:
-        """Give the seconds until something is due, or ``most`` where that is sooner."""
-        if not self._heap:
-            return most
-        seconds = max(0.0, self._heap[0][0] - self._clock())
-        return seconds if most is None or seconds < most else most
+        """Call what is due; give the seconds until something else is, or ``most`` where that is
+        sooner. MemoryError goes through: the same is called at the next time."""
+        heap = self.heap
+        if heap:
+            seconds = heap[0][0] - self._clock()
+            if seconds <= 0:
+                self._run()
+                # It may have brought anything about that is to be seen first.
+                return 0
+            if most is None or seconds < most:
+                return seconds
+        return most
 
-    def run(self) -> None:
-        """Call what is due. MemoryError goes through: the same is called at the next time."""
-        heap = self._heap
-        if not heap:
-            return
-        now = self._clock()
+    def _run(self) -> None:
+        heap, now = self.heap, self._clock()
         for _ in range(len(heap)):
             due, _, call = heap[0]
             if due > now:

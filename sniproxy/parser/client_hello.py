@@ -34,6 +34,8 @@ _ONLY_ACME_TLS = b"\0\x0b\x0a" + _ACME_TLS
 """ProtocolName protocol_name_list<2..2^16-1>; (RFC 7301 section 3.1) with this one name."""
 
 _TWO_UINT16 = Struct("!HH").unpack_from
+_HEADERS = Struct("!BHHBBH").unpack_from
+_FIRST_NAME = Struct("!HBH").unpack_from
 
 
 class _TooShortError(Exception):
@@ -287,6 +289,51 @@ def _extensions(message: bytearray) -> tuple[int, int]:
     if position + 2 + (message[position] << 8 | message[position + 1]) != end:
         raise _misfit("extensions")
     return position + 2, end
+
+
+def usual_host_name(buffer: bytearray, size: int) -> str | None:
+    """Read a hello as nearly all are: whole, in one record, all there at the first read, with the
+    host name in front of its list, and no offer of "acme-tls/1". ``size`` bytes have arrived in a
+    buffer of 128 KiB or more, whatever is behind them.
+
+    Gives what ``ClientHelloParser`` would, or None: then that is to judge. It takes a quarter of
+    the bytecodes.
+    """
+    content_type, _, fragment, message_type, high, low = _HEADERS(buffer)
+    end = 9 + (high << 16 | low)
+    if (
+        content_type != _HANDSHAKE
+        or message_type != _CLIENT_HELLO
+        or fragment > MAX_FRAGMENT
+        or not end <= 5 + fragment <= size
+    ):
+        return None
+    # What does not fit leads behind the end, and so to nothing, since it only ever goes on.
+    position = 44 + buffer[43]
+    position += 2 + (buffer[position] << 8 | buffer[position + 1])
+    position += 1 + buffer[position]
+    if position + 2 + (buffer[position] << 8 | buffer[position + 1]) != end:
+        return None
+    position += 2
+    extension_type = -1
+    while extension_type != _SERVER_NAME:
+        start = position + 4
+        if start > end:
+            return None
+        extension_type, length = _TWO_UINT16(buffer, position)
+        position = start + length
+    listed, name_type, length = _FIRST_NAME(buffer, start)
+    start += 5
+    past = start + length
+    if (
+        past > position
+        or position > end
+        or start + listed != position + 3
+        or name_type != _HOST_NAME
+        or buffer.find(_ACME_TLS, 0, end) >= 0
+    ):
+        return None
+    return canonical(bytes(buffer[start:past]))
 
 
 class WholeHelloParser(ClientHelloParser):

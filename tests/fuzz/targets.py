@@ -26,7 +26,7 @@ from sniproxy.dataplane.state import (
     encode,
 )
 from sniproxy.parser.alert import Alert, Refusal
-from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.client_hello import ClientHelloParser, usual_host_name
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 from sniproxy.process.parcel import take
 from sniproxy.resolver.proxy_header import SocketAddress, version_1, version_2
@@ -61,6 +61,11 @@ def client_hello(data: bytes) -> None:
         outcome = (refused.alert, 0)
         reason = refused.reason
     assert reason.replace("_", "").isalpha()
+    buffer = bytearray(wire + bytes(1 << 17))
+    usual = usual_host_name(buffer, len(wire))
+    if usual is not None:
+        whole = ClientHelloParser()
+        assert (whole.feed(wire), whole.validates()) == (usual, False)
     assert outcome == reference(wire[:at])
     if isinstance(outcome, str):
         assert parser.validates() is reference_validates(bytes(parser._message))
