@@ -53,6 +53,20 @@ def user(pid: int) -> float:
     return ticks * TICK
 
 
+def switches(pid: int) -> int:
+    """Count how often a process, and all below it, have waited: each time they are woken."""
+    count = 0
+    for one in family(pid):
+        try:
+            for task in (PROC / str(one) / "task").iterdir():
+                for line in (task / "status").read_text().splitlines():
+                    if line.startswith("voluntary_ctxt_switches:"):
+                        count += int(line.split()[1])
+        except OSError:
+            continue
+    return count
+
+
 def descriptors(pid: int) -> int:
     """Count the open descriptors of a process and all below it."""
     count = 0

@@ -110,7 +110,7 @@ static void reply(struct peer *peer)
     for (int i = 0; i < CHUNKS_A_TURN; i++) {
         uint64_t step = peer->done + CHUNK;
         uint64_t end = peer->command.bytes < step ? peer->command.bytes : step;
-        int sent = send_pattern(peer->fd, &peer->done, end);
+        int sent = send_pattern(peer->fd, &peer->done, end, most_of(peer->command.mode));
         if (sent < 0 || peer->done == peer->command.bytes) {
             finish(peer);
             return;
@@ -145,6 +145,7 @@ static void serve(struct peer *peer)
     }
     switch (peer->command.mode) {
     case REPLY:
+    case REPLY_RECORDS:
         reply(peer);
         return;
     case COUNTS:
@@ -152,6 +153,7 @@ static void serve(struct peer *peer)
         finish(peer);
         return;
     case UPLOAD:
+    case UPLOAD_RECORDS:
         for (int i = 0; (n = receive(peer, buffer)) > 0; i++) {
             if (!is_pattern(buffer, peer->done, n)) {
                 fprintf(stderr, "backend: wrong bytes at %llu\n", (unsigned long long)peer->done);

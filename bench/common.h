@@ -19,7 +19,9 @@
 
 enum mode {
     REPLY = 'r', /* the backend answers with `bytes` of pattern and closes */
+    REPLY_RECORDS = 't', /* the same, in writes of TLS records, as servers make them */
     UPLOAD = 'u', /* the client sends `bytes` of pattern, the backend answers one byte and closes */
+    UPLOAD_RECORDS = 'w', /* the same, in writes of TLS records, as browsers make them */
     ECHO = 'e', /* the backend sends back each message of MESSAGE bytes */
     IDLE = 'i', /* the backend answers one byte; then both wait */
     COUNTS = 'c', /* the backend answers how many connections each process has made, and closes */
@@ -32,6 +34,23 @@ struct command {
 
 #define MESSAGE 100
 #define CHUNK (256 * 1024)
+#define RECORD (16384 + 22) /* TLS 1.3 with AES-GCM: header, content type and tag (RFC 8446 5.2) */
+
+static inline int is_reply(int mode)
+{
+    return mode == REPLY || mode == REPLY_RECORDS;
+}
+
+static inline int is_upload(int mode)
+{
+    return mode == UPLOAD || mode == UPLOAD_RECORDS;
+}
+
+/* Give the most that one write has. */
+static inline uint64_t most_of(int mode)
+{
+    return mode == REPLY_RECORDS || mode == UPLOAD_RECORDS ? RECORD : CHUNK;
+}
 
 static inline void die(const char *what)
 {
@@ -69,13 +88,14 @@ static inline int is_pattern(const unsigned char *data, uint64_t offset, size_t 
     return 1;
 }
 
-/* Send pattern from *sent up to `bytes` until done (1), the socket is full (0) or broken (-1). */
-static inline int send_pattern(int fd, uint64_t *sent, uint64_t bytes)
+/* Send pattern from *sent up to `bytes`, at most `most` at once, until done (1), the socket is full
+ * (0) or broken (-1). */
+static inline int send_pattern(int fd, uint64_t *sent, uint64_t bytes, uint64_t most)
 {
     static uint64_t chunk[CHUNK / 8 + 2];
     while (*sent < bytes) {
         uint64_t start = *sent & ~7ULL;
-        uint64_t size = bytes - *sent < CHUNK ? bytes - *sent : CHUNK;
+        uint64_t size = bytes - *sent < most ? bytes - *sent : most;
         pattern(chunk, start, (size + 15) & ~7ULL);
         ssize_t n = send(fd, (char *)chunk + (*sent - start), size, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0)

@@ -36,7 +36,7 @@ from bench.candidates import (
 from bench.measure import Bench, Figures, WorkError, build
 from bench.works import CONNECTION, WORKS, Work
 
-SPECIAL = ["memory", "system calls", "accept with held", "neighbour", "spread"]
+SPECIAL = ["memory", "idle", "system calls", "accept with held", "neighbour", "spread"]
 """The works that are no load of a fixed size."""
 
 
@@ -83,6 +83,9 @@ class Run:
             self.note("memory", offer, bench.memory, offer)
             if offer.name == OURS_ALL:
                 self.note("worker", offer, bench.worker, offer)
+        for offer in offers if self.wants("idle") else []:
+            if not offer.forks:
+                self.note("idle", offer, bench.idle, offer)
         for offer in offers if self.wants("system calls") else []:
             if not offer.several:
                 self.note("system calls", offer, bench.system_calls, offer)

@@ -82,7 +82,7 @@ static void begin(struct client *client)
     if (send(client->fd, first, first_size, MSG_NOSIGNAL) != (ssize_t)first_size)
         die("send");
     started++;
-    if (mode == UPLOAD)
+    if (is_upload(mode))
         event.events |= EPOLLOUT;
     if (mode == ECHO) {
         int yes = 1;
@@ -106,13 +106,13 @@ static void serve(struct client *client)
 {
     static unsigned char buffer[CHUNK];
     ssize_t n;
-    if (mode == UPLOAD && !client->sent_all) {
-        client->sent_all = send_pattern(client->fd, &client->sent, bytes);
+    if (is_upload(mode) && !client->sent_all) {
+        client->sent_all = send_pattern(client->fd, &client->sent, bytes, most_of(mode));
         if (client->sent_all < 0)
             die("send");
     }
     while ((n = recv(client->fd, buffer, sizeof buffer, MSG_DONTWAIT)) > 0) {
-        if ((mode == REPLY || mode == ECHO) && !is_pattern(buffer, client->received, n))
+        if ((is_reply(mode) || mode == ECHO) && !is_pattern(buffer, client->received, n))
             wrong("wrong bytes", client);
         client->received += n;
         if (mode == IDLE) {
@@ -138,7 +138,7 @@ static void serve(struct client *client)
             wrong("reset", client);
         return;
     }
-    if (client->received != (mode == UPLOAD ? 1 : bytes) || mode == ECHO || mode == IDLE)
+    if (client->received != (is_upload(mode) ? 1 : bytes) || mode == ECHO || mode == IDLE)
         wrong("ended early", client);
     end(client);
 }

@@ -29,6 +29,10 @@ TIMEOUT = 120.0
 IDLE = 2_000
 """Connections that are held to see what one costs in memory."""
 
+SETTLED, RESTING = 1.0, 4.0
+"""Seconds after which connections have nothing more to bring about, and in which that is looked
+at."""
+
 HELD = 20_000
 """Connections that are held to see whether others are slowed down."""
 
@@ -171,6 +175,22 @@ class Bench:
             rest = candidate.memory()
             with self.held(candidate, count):
                 return {"rest": rest, "idle": (candidate.memory() - rest) / count}
+
+    def idle(self, offer: Offer) -> Figures:
+        """Start a candidate alone, and hold connections on which nothing happens: how often it is
+        woken in a second, and the CPU microseconds of that."""
+        with (
+            self.running(offer) as candidate,
+            self.held(candidate, min(IDLE, offer.most) // 2),
+        ):
+            time.sleep(SETTLED)
+            process = candidate.process.pid
+            before, cpu = account.switches(process), candidate.cpu()
+            time.sleep(RESTING)
+            return {
+                "wake-ups": (account.switches(process) - before) / RESTING,
+                "cpu": (candidate.cpu() - cpu) / RESTING * 1e6,
+            }
 
     def worker(self, offer: Offer) -> Figures:
         """Start ours alone with two and with four workers: bytes of one worker more."""

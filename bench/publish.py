@@ -1,4 +1,5 @@
-"""Put the results of a run into docs/: the figures, the picture, and the tables of the text.
+"""Put the results of a run into docs/: the figures, the picture, and the tables of the text. Those
+of another kind of machine stay beside them.
 
 python3 -m bench.publish [RESULTS.json]
 """
@@ -28,10 +29,18 @@ def with_tables(text: str, tables: str) -> str:
     return f"{before}{begin}\n{tables}\n{end}{after}"
 
 
+def published() -> list[report.Report]:
+    """Read what is in docs/: one run for each kind of machine, the newest first."""
+    kept: list[report.Report] = json.loads(FIGURES.read_text())
+    return kept
+
+
 def publish(results: report.Report) -> None:
-    FIGURES.write_text(json.dumps(results, indent=1) + "\n")
+    kept = [one for one in published() if report.kind(one) != report.kind(results)]
+    everything = [results, *kept]
+    FIGURES.write_text(json.dumps(everything, indent=1) + "\n")
     PICTURE.write_text(picture.draw(results))
-    TEXT.write_text(with_tables(TEXT.read_text(), report.markdown(results)))
+    TEXT.write_text(with_tables(TEXT.read_text(), report.side_by_side(everything)))
 
 
 if __name__ == "__main__":

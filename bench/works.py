@@ -47,8 +47,23 @@ BIG_HELLO = dataclasses.replace(CONNECTION, name="connection, 1.8 kB hello", hel
 REPLY = Work("reply of 200 kB", "r", 2_500, 16, 200_000, 2_500)
 DOWNLOAD = _bulk("download", "r")
 UPLOAD = _bulk("upload", "u")
+DOWNLOAD_RECORDS = _bulk("download in TLS records", "t")
+UPLOAD_RECORDS = _bulk("upload in TLS records", "w")
 ROUND_TRIP = Work("round trip", "e", FLIGHT, FLIGHT, 600, FLIGHT * 601)
-WORKS = (CONNECTION, BIG_HELLO, REPLY, DOWNLOAD, UPLOAD, ROUND_TRIP)
+ONE_CONNECTION = Work("connection, one at a time", "r", 4_000, 1, 100, 4_000)
+ONE_ROUND_TRIP = Work("round trip, one client", "e", 1, 1, 25_000, 25_001)
+WORKS = (
+    ONE_CONNECTION,
+    ONE_ROUND_TRIP,
+    CONNECTION,
+    BIG_HELLO,
+    REPLY,
+    DOWNLOAD,
+    DOWNLOAD_RECORDS,
+    UPLOAD,
+    UPLOAD_RECORDS,
+    ROUND_TRIP,
+)
 
 
 def client_hello(size: int) -> bytes:

@@ -6,7 +6,6 @@ is run anew in it by execve(2), so that whoever started us sees no change. Eithe
 up a connection before it is known that somebody will go on with it.
 """
 
-import functools
 import os
 import resource
 import signal
@@ -17,6 +16,7 @@ from typing import Protocol
 from sniproxy.dataplane.handover import MESSAGES_AT_LEAST
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.state import MOST, reads_ours
+from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log
 from sniproxy.process.notify import CLOSING, Store
 from sniproxy.process.parcel import Parcel
@@ -205,9 +205,14 @@ class _Trial:
             self._conclude(problem)
 
     def _conclude(self, problem: str | None) -> None:
-        # By a timer, which is called again where memory fails.
-        then = functools.partial(self._then, problem and f"{self._file}: {problem}")
-        self._poller.timers.later(0, then)
+        # Before it is closed, and so once more where memory fails.
+        try:
+            self._then(problem and f"{self._file}: {problem}")
+        except NO_MEMORY:
+            raise
+        except BaseException:
+            self.close()
+            raise
         self.close()
 
     def close(self) -> None:
