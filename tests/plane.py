@@ -17,9 +17,21 @@ from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Level, Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.log.sinks import FileSink
+from sniproxy.process.parcel import Packer, Parcel
 from sniproxy.resolver.hosts import Hosts
 from tests.clock import Clock
 from tests.end_to_end.harness import Backend
+
+
+class Packed(Packer):
+    """Keeps the parcels that it has made, once it is closed the last of them as well."""
+
+    def __init__(self) -> None:
+        self.parcels: list[Parcel] = []
+        super().__init__(self._keep)
+
+    def _keep(self, parcel: Parcel) -> None:
+        self.parcels.append(Parcel(parcel.socket.dup(), parcel.count))
 
 
 class Descriptors:

@@ -24,10 +24,10 @@ from sniproxy.dataplane.state import (
     Relayed,
     State,
 )
-from sniproxy.process.parcel import Packer, take
+from sniproxy.process.parcel import take
 from tests.end_to_end.harness import Backend, read_exactly
 from tests.hello import hello
-from tests.plane import Descriptors, Plane, alert
+from tests.plane import Descriptors, Packed, Plane, alert
 
 HELLO = hello("a.example")
 EVERYTHING = 1_000_000
@@ -53,13 +53,13 @@ def after(before: Plane, tmp_path: pathlib.Path) -> Iterator[Plane]:
 
 def pass_on(before: Plane, after: Plane, most: int = EVERYTHING) -> int:
     """Hand over from one plane to another; give how many were given away."""
-    packer = Packer()
+    packer = Packed()
     count = hand_over(before.connections, packer.put, most)
     deliver(packer, after)
     return count
 
 
-def deliver(packer: Packer, after: Plane) -> None:
+def deliver(packer: Packed, after: Plane) -> None:
     """Have a plane adopt all that was put."""
     packer.close()
     for parcel in packer.parcels:
@@ -468,7 +468,7 @@ class Full:
     """A packer that takes a few messages and no more."""
 
     def __init__(self, messages: int) -> None:
-        self.packer = Packer()
+        self.packer = Packed()
         self.left = messages
 
     def put(self, carried: Sequence[Carried]) -> None:
@@ -526,7 +526,7 @@ def test_no_more_descriptors_than_there_may_be(before: Plane, after: Plane, most
     backend = before.backend("a.example", backlog=50)
     connections = [relay(before, backend) for _ in range(20)]
     passed: list[int] = []
-    packer = Packer()
+    packer = Packed()
 
     def put(carried: Sequence[Carried]) -> None:
         passed.append(sum(len(one.sockets) for one in carried) + any(one.unsent for one in carried))

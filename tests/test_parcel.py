@@ -29,11 +29,11 @@ from sniproxy.dataplane.state import (
 from sniproxy.process.parcel import (
     MOST_DESCRIPTORS,
     Message,
-    Packer,
     Parcel,
     connections_in,
     take,
 )
+from tests.plane import Packed
 from tests.processes import in_child
 
 IDLE = Direction(0, FLOWING, 0)
@@ -98,7 +98,7 @@ def test_sockets_states_and_bytes_arrive() -> None:
     backend, inner = unix_pair()
     arriving, dialling = tcp_pair()
     leaving, left = tcp_pair()
-    packer = Packer()
+    packer = Packed()
     states: list[State] = [relayed(b"up", b"down"), Arriving(("192.0.2.3", 4), 5.0, 3), Leaving(7)]
     packer.put(
         [
@@ -135,7 +135,7 @@ def test_sockets_states_and_bytes_arrive() -> None:
 
 def test_the_sender_keeps_what_it_has_put() -> None:
     client, outer = tcp_pair()
-    packer = Packer()
+    packer = Packed()
     packer.put([Carried(Leaving(None), [client], b"")])
     packer.close()
     packer.parcels[0].socket.close()
@@ -148,7 +148,7 @@ def test_the_sender_keeps_what_it_has_put() -> None:
 def test_many_come_in_several_parcels_and_in_order() -> None:
     client, outer = tcp_pair()
     backend, inner = unix_pair()
-    packer = Packer()
+    packer = Packed()
     count = 0
     while len(packer.parcels) < 3:
         host = f"{count}.{'a' * 240}"[:253]
@@ -174,7 +174,7 @@ def test_many_come_in_several_parcels_and_in_order() -> None:
 
 
 def test_nothing_packed_is_no_parcel() -> None:
-    packer = Packer()
+    packer = Packed()
     packer.close()
     assert packer.parcels == []
 
@@ -182,7 +182,7 @@ def test_nothing_packed_is_no_parcel() -> None:
 def test_a_parcel_that_nothing_went_into_is_none() -> None:
     client, outer = tcp_pair()
     client.close()
-    packer = Packer()
+    packer = Packed()
     with pytest.raises(OSError, match="descriptor"):
         packer.put([Carried(Leaving(None), [client], b"")])
     packer.close()
@@ -192,16 +192,16 @@ def test_a_parcel_that_nothing_went_into_is_none() -> None:
 
 def test_an_open_parcel_is_read_as_far_as_it_is_written() -> None:
     client, outer = tcp_pair()
-    packer = Packer()
+    packer = Packed()
     packer.put([Carried(Leaving(None), [client], b"")])
-    receiver = packer.parcels[0].socket
+    assert packer._begun is not None
+    receiver = packer._begun[1].socket.dup()
     messages = everything(receiver)
     assert len(messages) == 1
     close(messages)
     packer.close()
-    receiver.close()
-    client.close()
-    outer.close()
+    for one in (receiver, packer.parcels[0].socket, client, outer):
+        one.close()
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
@@ -429,7 +429,7 @@ def test_descriptors_that_do_not_fit_cost_the_message(free: int) -> None:
     def work() -> None:
         client, outer = tcp_pair()
         backend, _inner = unix_pair()
-        packer = Packer()
+        packer = Packed()
         packer.put([Carried(relayed(b"x"), [client, backend], b"x")] * MOST)
         packer.put([Carried(Leaving(None), [client], b"")])
         packer.close()
@@ -466,7 +466,7 @@ def test_too_many_under_way_are_still_ours() -> None:
         ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
         client, outer = tcp_pair()
         backend, _ = unix_pair()
-        packer = Packer()
+        packer = Packed()
         one = Carried(relayed(), [client, backend], b"")
         packer.put([one] * MOST)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -519,7 +519,7 @@ def test_half_closed_directions_travel() -> None:
     client, outer = tcp_pair()
     backend, inner = unix_pair()
     state = Relayed("", "", 0.0, 0.0, Direction(5, FINISHED, 0), IDLE)
-    packer = Packer()
+    packer = Packed()
     packer.put([Carried(state, [client, backend], b"")])
     packer.close()
     (message,) = everything(packer.parcels[0].socket)

@@ -257,10 +257,45 @@ def all_go_on(pairs: list[socket.socket]) -> None:
         stream.close()
 
 
+def test_parcels_are_given_as_they_get_full(
+    server: Server,
+    tell: Tell,
+    listening: socket.socket,
+    backend: Backend,
+    reports: Reports,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a word after each message: who is busy does not hang, and is not to lose all."""
+    kept: list[tuple[int, int]] = []
+    streams: list[socket.socket] = []
+    server._supervised = True
+
+    def keep(parcel: Parcel) -> None:
+        kept.append((parcel.count, words()))
+
+    def words() -> int:
+        return [event for event, _ in reports].count("packing")
+
+    # So small that a few messages make a parcel.
+    monkeypatch.setattr("sniproxy.process.parcel._SEND_BUFFER", 0)
+    run(
+        server,
+        tell,
+        lambda: streams.extend(busy(listening, backend, 20)),
+        lambda: tell(lambda: server.hand_over(keep, 1000)),
+    )
+    for one in streams:
+        one.close()
+    assert words() == 7, "messages of three"
+    assert sum(count for count, _ in kept) == 20
+    # One as soon as the next is begun, the last after the last word.
+    assert kept[0][1] < words() == kept[-1][1]
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS)), "Too many references"),
+        (OSError(errno.ENOSPC, "no room"), "no room"),
         (MemoryError(), "MemoryError"),
     ],
     ids=["refused", "fails"],

@@ -4,6 +4,8 @@ import errno
 import pathlib
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from typing import cast
 
@@ -15,6 +17,7 @@ from sniproxy.process import renewal, supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.notify import Store
 from sniproxy.process.parcel import Parcel
+from sniproxy.process.server import PACKING
 from sniproxy.process.signals import SIGNALS
 from sniproxy.process.worker import Worker
 
@@ -48,7 +51,7 @@ def first(tmp_path: pathlib.Path) -> Iterator[supervisor.Supervisor]:
         made = supervisor.Supervisor(
             2,
             Log(FileSink(log.fileno())),
-            lambda adopted: None,
+            lambda adopted, known: None,
             lambda: None,
             cast("renewal.Renewal", Renewal()),
         )
@@ -105,6 +108,39 @@ def test_a_parcel_that_can_not_be_kept_is_told_of(
     assert other.recv(1) == b""
     other.close()
     assert (tmp_path / "log").read_text().count("event=connections_lost count=7") == 1
+
+
+def test_who_says_a_word_does_not_hang(first: supervisor.Supervisor) -> None:
+    """Also where nobody has come to hear it yet; who says none in time is killed."""
+    ours, theirs = Channel.pair()
+    with subprocess.Popen(["sleep", "600"]) as process:
+        worker = Worker(0, ours)
+        worker.pid = process.pid
+        first._workers[0] = worker
+        worker.patience = time.monotonic() - 1
+        theirs.send(PACKING)
+        first._kill_who_hangs()
+        assert worker.patience > time.monotonic()
+        assert process.poll() is None
+        worker.patience = time.monotonic() - 1
+        first._kill_who_hangs()
+        assert process.wait() == -signal.SIGKILL
+    theirs.close()
+    ours.close()
+
+
+def test_what_nobody_has_said_is_not_known(first: supervisor.Supervisor) -> None:
+    said: list[tuple[int, bool]] = []
+    first._ready = lambda adopted, known: said.append((adopted, known))
+    for laggard in (False, True):
+        first._parcels = True
+        question = supervisor._Question({0, 1} if laggard else set(), {"adopted": 7})
+        question.expire()
+        first._conclude(supervisor.READY, question)
+        question = supervisor._Question(set(), {"adopted": 7})
+        question.expire()
+        first._conclude(supervisor.ADOPT, question)
+    assert said == [(7, True), (7, False)]
 
 
 def test_no_stop_before_parcels_are_in_somebodys_hands(first: supervisor.Supervisor) -> None:

@@ -15,7 +15,7 @@ import fcntl
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sniproxy.dataplane.state import MOST, Carried, State, StateError, decode, descriptors, encode
 
@@ -56,11 +56,12 @@ class Parcel:
 
 
 class Packer:
-    """Makes parcels. What has not been put when ``put`` raises is still the caller's."""
+    """Makes parcels, and has each given away as soon as it is full. What has not been put when
+    ``put`` raises is still the caller's."""
 
-    def __init__(self) -> None:
-        self.parcels: list[Parcel] = []
-        self._sender: socket.socket | None = None
+    def __init__(self, give: Callable[[Parcel], object]) -> None:
+        self._give = give
+        self._begun: tuple[socket.socket, Parcel] | None = None
 
     def put(self, carried: Sequence[Carried]) -> None:
         """Put connections into a parcel: copies of their sockets, which stay the caller's. Raises
@@ -74,32 +75,33 @@ class Packer:
                 numbers.append(memory)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))]
             message = encode(states)
-            sender = self._sender or self._begin()
+            sender, parcel = self._begun or self._begin()
             try:
                 sender.sendmsg([message], rights, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 # It is full.
-                self._begin().sendmsg([message], rights, socket.MSG_DONTWAIT)
-            self.parcels[-1].count += len(states)
+                sender, parcel = self._begin()
+                sender.sendmsg([message], rights, socket.MSG_DONTWAIT)
+            parcel.count += len(states)
         finally:
             if memory is not None:
                 os.close(memory)
 
     def close(self) -> None:
-        """Close the last parcel: who has read it then sees its end."""
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
-            if not self.parcels[-1].count:
-                self.parcels.pop().socket.close()
+        """Give the last parcel away, closed: who has read it sees its end."""
+        if self._begun is not None:
+            (sender, parcel), self._begun = self._begun, None
+            sender.close()
+            with parcel.socket:
+                if parcel.count:
+                    self._give(parcel)
 
-    def _begin(self) -> socket.socket:
+    def _begin(self) -> tuple[socket.socket, Parcel]:
         sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self.close()
-        self._sender = sender
-        self.parcels.append(Parcel(receiver, 0))
-        return sender
+        self._begun = sender, Parcel(receiver, 0)
+        return self._begun
 
 
 class Message:

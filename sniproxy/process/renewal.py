@@ -21,12 +21,16 @@ from sniproxy.log.log import Log
 from sniproxy.process.notify import CLOSING, Store
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.program import why_not_to_run
-from sniproxy.process.server import DRAIN, RESERVE
+from sniproxy.process.server import RESERVE
 from sniproxy.process.worker import NOBODY
 from sniproxy.version import FORMATS_OPTION
 
 TRIAL = 5.0
 """Seconds that the program to be run anew has to say what it is."""
+
+ROOM = 7.0
+"""Seconds that connections for which there is no room have to end, while all are served. What is
+left of the ten that a service manager waits is for packing."""
 
 _AGAIN = 0.1
 """Seconds between two looks at whether few enough connections are left."""
@@ -122,7 +126,7 @@ class Renewal:
 
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         limit -= limit // MOST + RESERVE
-        deadline = time.monotonic() + DRAIN
+        deadline = time.monotonic() + ROOM
         if self.store.managed:
             owner.count(find_room)
             self.under_way = True

@@ -133,7 +133,7 @@ class _Service:
         _log_unraisable(log)
         return log
 
-    def _log_start(self, **adopted: int) -> None:
+    def _log_start(self, **adopted: int | str) -> None:
         """Tell that a signal is now taken as we promise; where there are connections of the process
         before us, only together with what became of them."""
         if self._parcels and not adopted:
@@ -149,12 +149,13 @@ class _Service:
             **adopted,
         )
 
-    def _ready(self, adopted: int) -> None:
-        """Tell that we serve, ``adopted`` connections of the process before us among others."""
+    def _ready(self, adopted: int, known: bool = True) -> None:
+        """Tell that we serve, ``adopted`` connections of the process before us among others; where
+        that is not ``known`` of all workers, nobody can say what is lost."""
         if self._parcels:
-            passed = sum(parcel.count for parcel in self._parcels)
+            lost = max(0, sum(parcel.count for parcel in self._parcels) - adopted)
             self._close_parcels()
-            self._log_start(adopted=adopted, lost=max(0, passed - adopted))
+            self._log_start(adopted=adopted, lost=lost if known or not lost else "unknown")
         self._renewal.store.remove({parcel.name for parcel in self._parcels})
         self._parcels = []
         notify("READY=1", self._environment)

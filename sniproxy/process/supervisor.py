@@ -29,7 +29,7 @@ from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel, Fields
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.renewal import Renewal
-from sniproxy.process.server import CROWDED, DRAIN, FLUSH
+from sniproxy.process.server import CROWDED, DRAIN, FLUSH, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.worker import NOBODY, Worker
 
@@ -70,18 +70,26 @@ class _Question:
     def __init__(self, awaited: set[int], fields: Fields | None = None) -> None:
         self.awaited = awaited
         self.fields = fields or {}
+        self.answered = True
+        """Whether all have, when it is concluded."""
+
+    def expire(self) -> None:
+        """Await nobody any more."""
+        self.answered = not self.awaited
+        self.awaited.clear()
 
 
 class Supervisor:
     """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve, with
-    the number of connections that they have adopted where there were ``parcels``; ``stopping`` as
-    soon as it is stopped: then our copies of the listening sockets are closed."""
+    the number of connections that they have adopted where there were ``parcels``, and whether all
+    have said it; ``stopping`` as soon as it is stopped: then our copies of the listening sockets
+    are closed."""
 
     def __init__(
         self,
         count: int,
         log: Log,
-        ready: Callable[[int], None],
+        ready: Callable[[int, bool], None],
         stopping: Callable[[], None],
         renewal: Renewal,
         *,
@@ -91,6 +99,7 @@ class Supervisor:
         self._ready = ready
         self._when_stopping = stopping
         self._serving = False
+        self._all_serve = True
         self._to_renew = False
         self._parcels = parcels
         self._keep: Callable[[Parcel], None] | None = None
@@ -279,7 +288,7 @@ class Supervisor:
             return False
         event, fields = message
         if worker.patience != float("inf"):
-            more = HANDING_OVER if event == PARCEL else DRAIN + GRACE
+            more = HANDING_OVER if event in (PARCEL, PACKING) else DRAIN + GRACE
             worker.patience = time.monotonic() + more
         if event == CROWDED:
             self._have_others_look(worker)
@@ -290,7 +299,7 @@ class Supervisor:
             if event == COUNT:
                 worker.open = int(fields["open"])
             elif event == READY and not question.fields:
-                self._later(LAGGARDS, question.awaited.clear)
+                self._later(LAGGARDS, question.expire)
             elif event == _REFUSED:
                 self._refusals.wake()
             if not question.awaited.isdisjoint((worker.number, NOBODY)):
@@ -318,10 +327,12 @@ class Supervisor:
         """Act on what all workers have said, or on what some have said in time."""
         if event == READY and self._parcels:
             self._parcels = False
+            self._all_serve = question.answered
             # Whoever has room takes what others had none for.
             self._ask(ADOPT, adopted=question.fields.get("adopted", 0))
         elif event in (READY, ADOPT):
-            self._ready(int(question.fields.get("adopted", 0)))
+            known = question.answered and self._all_serve
+            self._ready(int(question.fields.get("adopted", 0)), known)
             self._serving = True
             if self._to_renew:
                 self._renew()
@@ -338,7 +349,7 @@ class Supervisor:
         """Send a message to all workers, and conclude when they have answered or time is up."""
         if event not in self._questions:
             question = _Question(set(self._workers), {**fields})
-            self._later(ANSWER, question.awaited.clear)
+            self._later(ANSWER, question.expire)
             self._questions[event] = question
         for worker in self._workers.values():
             worker.tell(event, last=event == STOP, **fields)
@@ -400,6 +411,9 @@ class Supervisor:
     def _kill_who_hangs(self) -> float:
         """End workers that have not said a word in time; give the seconds to the next look."""
         for worker in self._workers.values():
+            # Nor one that we have not come to hear yet.
+            while worker.patience < time.monotonic() and self._receive(worker):
+                pass
             if worker.patience < time.monotonic():
                 os.kill(worker.pid, signal.SIGKILL)
         return _LOOK_AT_LAGGARDS
