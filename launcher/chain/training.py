@@ -1,11 +1,13 @@
 """Training: the load that the interpreter's profile is taken from, which is our own work.
 
 The proxy runs from source on an interpreter that counts, and relays what it meets in life: many
-short connections, hellos in pieces, refusals, longer transfers both ways, many small exchanges on
-open connections. Then the parser alone, and the start of each command. All of it is bounded.
+short connections one after the other, hellos in pieces, refusals, longer transfers both ways, many
+small exchanges on one open connection and on many. Then the parser alone, and the start of each
+command. All of it is bounded.
 """
 
 import contextlib
+import secrets
 import signal
 import socket
 import struct
@@ -27,6 +29,9 @@ MIDDLE = 200
 BULK = 6
 PARALLEL = 64
 ROUNDS = 40
+TRIPS = 6000
+"""Exchanges on a connection that is alone: after each the proxy waits."""
+
 STARTS = 20
 
 BULK_BYTES = 16 << 20
@@ -43,9 +48,12 @@ HOSTS = {
 
 PARSE = """
 import sys
-from sniproxy.parser.client_hello import ClientHelloParser
+from sniproxy.parser.client_hello import ClientHelloParser, usual_host_name
 hello = bytes.fromhex(sys.argv[1])
-for _ in range(20000):
+buffer = bytearray(hello + bytes(1 << 18))
+for _ in range(5000):
+    assert usual_host_name(buffer, len(hello))
+for _ in range(500):
     assert ClientHelloParser().feed(hello)
 for _ in range(500):
     parser = ClientHelloParser()
@@ -219,7 +227,7 @@ def _load(address: tuple[str, int]) -> None:
     plain = hellos[0]
     for number in range(SHORT):
         # One in eight asks for a header.
-        hello = plain if number % 8 else hellos[1 + number // 8 % 2]
+        hello = _anew(plain if number % 8 else hellos[1 + number // 8 % 2])
         _exchange(address, [hello + struct.pack("!II", 0, 1000)], 1000)
     for number in range(PIECES):
         cut = 1 + number % (len(plain) - 1)
@@ -233,6 +241,11 @@ def _load(address: tuple[str, int]) -> None:
         _exchange(address, [plain, struct.pack("!II", 0, BULK_BYTES)], BULK_BYTES)
         upload = struct.pack("!II", BULK_BYTES, 10) + bytes(BULK_BYTES)
         _exchange(address, [plain, upload], 10)
+    with _connected(address) as client:
+        client.sendall(_anew(plain))
+        for _ in range(TRIPS):
+            client.sendall(struct.pack("!II", 100, 100) + bytes(100))
+            _receive(client, 100)
     with contextlib.ExitStack() as opened:
         clients = [opened.enter_context(_connected(address)) for _ in range(PARALLEL)]
         for client in clients:
@@ -242,6 +255,11 @@ def _load(address: tuple[str, int]) -> None:
                 client.sendall(struct.pack("!II", 100, 100) + bytes(100))
             for client in clients:
                 _receive(client, 100)
+
+
+def _anew(hello: bytes) -> bytes:
+    """Give a hello the random of another connection: those that come again are counted."""
+    return hello[:11] + secrets.token_bytes(32) + hello[43:]
 
 
 def _exchange(address: tuple[str, int], pieces: list[bytes], expected: int) -> None:
