@@ -85,6 +85,8 @@ class Poller:
         self._timed = self.timers.heap
         self.missed = False
         """Whether an event may have been lost, or could not be acted on for want of memory."""
+        self.ending = True
+        """Whether it may be the end."""
         self.turn = 0
         """How often the poller has looked for events."""
 
@@ -153,7 +155,8 @@ class Poller:
     # The loop.
 
     def run(self, over: Callable[[], bool]) -> None:
-        """Take turns until ``over``, which is asked before each, says so."""
+        """Take turns until ``over``, which is asked before each while there is an ``ending``, says
+        so."""
         failures: list[Exception | None] = [None]
         while True:
             try:
@@ -164,7 +167,7 @@ class Poller:
                         self._fault(failure)
                     # It holds all that was at hand where it was raised, descriptors among it.
                     failure = None
-                if over():
+                if self.ending and over():
                     return
                 self.select()
             except Exception as error:  # of the turn itself: the next one makes it good

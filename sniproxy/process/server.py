@@ -83,6 +83,7 @@ class Server:
         # What was made up to now lives as long as the process: the collector need not look at it.
         gc.collect()
         gc.freeze()
+        self.poller.ending = self.stopping
         self.poller.run(self._stopped)
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class Server:
             return
         # First, as in ``stop``: should anything fail in between, this is the end all the same.
         self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
-        self.stopping = True
+        self.stopping = self.poller.ending = True
         self._close_listeners()
         problem: Exception | None = None
         count = 0
@@ -184,14 +185,14 @@ class Server:
         self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
         # From here on it is asked for: what is still to be done is done by the loop.
         self._reason = reason
-        self.stopping = True
+        self.stopping = self.poller.ending = True
 
     def stop_now(self, reason: str) -> None:
         """Close everything."""
         self._close_listeners()
         self._close_connections(reason)
         self._reason = ""
-        self.stopping = True
+        self.stopping = self.poller.ending = True
 
     def _stopped(self) -> bool:
         """Do what is to be done about a stop, between two turns; say whether it is the end."""
