@@ -168,6 +168,19 @@ def test_the_entry_for_who_has_none(hosts: Hosts) -> None:
         os.unlink("_.example")
 
 
+def test_nothing_is_looked_for_elsewhere(hosts: Hosts) -> None:
+    """As after a step into a directory from which there was no way back for a moment."""
+    os.mkdir("_nosni")
+    os.mkdir("a.example")
+    os.mkdir("a.example/_default")
+    os.chdir("a.example")
+    hosts._elsewhere = True
+    assert hosts.fallback("b.example") is None
+    os.chdir("a.example")
+    hosts._elsewhere = True
+    assert hosts.fallback("") == "_nosni"
+
+
 STRANGER, ANOTHER, NOBODY = 4321, 4322, 65534
 
 

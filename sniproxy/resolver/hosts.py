@@ -169,6 +169,8 @@ class Hosts:
         for entry in naming.fallbacks(host):
             directory = naming.directory_name(entry)
             try:
+                if self._elsewhere:
+                    self._return()
                 status = os.lstat(directory)
                 if stat.S_ISLNK(status.st_mode) and self.trusts(status.st_uid):
                     status = os.stat(directory)
