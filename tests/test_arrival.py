@@ -11,7 +11,7 @@ from sniproxy.dataplane.arrival import address_text
 from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from tests.end_to_end.harness import reset
-from tests.hello import hello
+from tests.hello import hello, message, records
 from tests.plane import Descriptors, Plane, alert
 
 HELLO = hello("a.example")
@@ -107,6 +107,28 @@ def test_a_line_is_left_when_its_backend_is_given_up(plane: Plane) -> None:
         stream.sendall(b"served")
         assert plane.read(one, 6) == b"served"
     assert not plane.connections.lines
+
+
+def test_who_waits_is_looked_for_anew_at_each_try(plane: Plane) -> None:
+    """By then a host of the name may be there, or an entry that somebody may catch names by."""
+    for entry in ("_default", "_nosni"):
+        os.mkdir(entry)
+        pathlib.Path(f"{entry}/wait-for-backend").touch()
+    client, caught = plane.client(HELLO), plane.client(hello("b.example"))
+    nameless = plane.client(records(message(None)))
+    assert set(plane.connections.lines) == {"_default", "_nosni"}
+    own = plane.backend("a.example")
+    for entry in ("_default", "_nosni"):
+        (pathlib.Path(entry) / "wait-for-backend").unlink()
+        os.rmdir(entry)
+        plane.backend(entry)
+        os.chmod(entry, 0o777)
+    plane.clock.advance(0.2)
+    assert own.accept().recv(9999) == HELLO
+    for one in (caught, nameless):
+        assert plane.read(one, 99) == alert(112)
+    assert not plane.connections.lines
+    client.close()
 
 
 @pytest.mark.parametrize("entry", ["a.example", "_.example", "_default"])

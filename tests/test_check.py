@@ -100,6 +100,17 @@ def test_entries_that_serve_many(hosts: pathlib.Path, capsys: pytest.CaptureFixt
     assert [name for name, one in found.items() if one["acme_socket"]] == ["_.example"]
 
 
+def test_what_is_no_directory_leaves_its_name_to_the_wildcard(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (hosts / "gone.example").symlink_to("nothing")
+    (hosts / "file.example").touch()
+    with listen(hosts / "_.example"), listen(hosts / "a.example"):
+        (hosts / "linked.example").symlink_to("a.example")
+        _, found = look(capsys)
+    assert found["_.example"]["shadowed_by"] == ["a.example", "linked.example"]
+
+
 KINDS = {"_.example": "wildcard", "_default": "default", "_nosni": "nosni"}
 
 
@@ -141,9 +152,8 @@ def test_who_may_not_serve_many(hosts: pathlib.Path, capsys: pytest.CaptureFixtu
         said = [one for one in found[name]["problems"] if "passed over" in one]  # type: ignore[attr-defined]
         return said[0] if said else ""
 
-    assert not passed_over("_.a")
     assert not passed_over("_.b")
-    assert "anybody may write to it" in str(found["_.a"]["notes"])
+    assert "others may write to it" in passed_over("_.a")
     assert passed_over("_.c") == (
         "is passed over: it belongs to 4322, and not to root or the owner of the hosts directory"
     )
@@ -173,10 +183,11 @@ def test_whom_the_unit_cannot_tell_from_others(
             for path in (hosts, hosts / "_default"):
                 os.chown(path, owner, -1)
             assert look(capsys)[0] == 0
-        # Who says which root it is speaks of no unit.
+        # Who says that it is another root speaks of no such unit.
         os.chown(hosts, 4321, -1)
         os.chown(hosts / "_default", 4321, -1)
-        assert look(capsys, "--root", str(hosts))[0] == 0
+        assert look(capsys, "--root", str(hosts))[0] == (private == "yes")
+        assert look(capsys, "--root", "/")[0] == 0
 
 
 def test_many_are_well(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,6 +205,23 @@ def test_only_the_owner_of_the_hosts_directory_serves_many(
                 assert served == ({directory, link} <= trusted), (top, directory, link)
 
 
+@pytest.mark.parametrize("entry", ["_default", "_.example"])
+@pytest.mark.parametrize("top", [0o755, 0o1777, 0o1775])
+def test_what_others_may_write_to_serves_nobody(hosts: Hosts, entry: str, top: int) -> None:
+    """Nor does the hosts directory itself, by a link of the owner's that somebody has moved here
+    and a name of his own on its way."""
+    os.mkdir(entry)
+    os.chmod(".", top)
+    for mode in (0o755, 0o750, 0o775, 0o777, 0o1777):
+        os.chmod(entry, mode)
+        alone = mode & 0o002 == 0 and (mode & 0o020 == 0 or top == 0o755)
+        assert (hosts.fallback("a.example") == entry) == alone, oct(mode)
+    os.rmdir(entry)
+    os.symlink(".", "new.sock")
+    os.symlink("new.sock", entry)
+    assert (hosts.fallback("a.example") == entry) == (top == 0o755)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
 def test_look_ups_of_who_has_no_directory(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     """At most four, where both entries are links that belong to root and lead to others."""

@@ -178,7 +178,7 @@ def test_too_many_do_not_wait_without_end(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(renewal, "_AGAIN", 0)
-    monkeypatch.setattr(renewal, "DRAIN", 0.01)
+    monkeypatch.setattr(renewal, "ROOM", 0.01)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     one = Attempt(tmp_path, Renewal({}, COMMAND), Owner([limit, 2 * limit]))
     assert one.owner.shares is not None

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from sniproxy.dataplane.poller import Poller
-from sniproxy.dataplane.timers import AFTER_A_FAULT, Timers
+from sniproxy.dataplane.timers import AFTER_A_FAULT, LONGEST, Timers
 
 
 class Clock:
@@ -89,6 +89,22 @@ def test_what_has_raised_is_called_again(
     assert timers.wait(None) == 0
     assert called[-1] == "fails"
     assert timers.wait(None) is None
+
+
+def test_many_timers_leave_events_their_turn(timers: Timers, clock: Clock) -> None:
+    called = []
+
+    def take_time() -> None:
+        called.append(clock.now)
+        clock.now += LONGEST
+
+    for _ in range(6):
+        timers.later(1.0, take_time)
+    clock.now += 1
+    turns = 0
+    while timers.wait(None) == 0:
+        turns += 1
+    assert (len(called), turns) == (6, 3)
 
 
 class Busy:

@@ -264,13 +264,14 @@ class Arrival:
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
         hosts, loops = connections.hosts, connections.loops
+        mine = self._line
         while True:
             directory, socket_name, line = directory_name(self._entry), SOCKET, self._entry
             if self._validates and hosts.has(directory, ACME_SOCKET):
                 socket_name, line = ACME_SOCKET, f"{line}/{ACME_SOCKET}"
             if line != self._line:
                 self._line = line
-                if line in connections.lines:  # not before those who wait already
+                if line in connections.lines and line != mine:  # not before those who wait
                     self._keep(received)
                     return line
             if self._repeated and loops.full(line):
@@ -331,8 +332,15 @@ class Arrival:
 
         def connect() -> None:
             nonlocal line
-            if self._received is not None:  # not over
-                line = self._connect(self._received)
+            if self._received is None:  # it is over
+                return
+            # Whom an entry serves may be somebody else's by now.
+            entry = self.host or self._connections.hosts.fallback("")
+            if entry is None:
+                self.refuse(Nameless("no_server_name"))
+                return
+            self._entry = entry
+            line = self._connect(self._received)
 
         self._connections.poller.guard(self, connect)
         return line

@@ -31,6 +31,9 @@ and sooner than a ``TimeoutStopSec=10s`` kills."""
 CROWDED = "crowded"
 """Event: a connection waits that this process can't take."""
 
+WORD = 0.2
+"""Seconds between two words of one who packs: enough to be heard, and no crowd in the channel."""
+
 PACKING = "packing"
 """Event: some connections have been put into a parcel, and there may be more."""
 
@@ -156,10 +159,15 @@ class Server:
                     said = getattr(error, "strerror", None) or type(error).__name__
                     self._log.error("connections_lost", count=lost, error=said)
 
+        word = time.monotonic()
+
         def put(carried: Sequence[Carried]) -> None:
-            packer.put(carried)
-            if self._supervised:
+            nonlocal word
+            # First: what is put has gone, whatever fails then.
+            if self._supervised and time.monotonic() >= word + WORD:
                 self._report(PACKING)
+                word = time.monotonic()
+            packer.put(carried)
 
         packer = Packer(give)
         try:

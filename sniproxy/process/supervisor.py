@@ -288,8 +288,10 @@ class Supervisor:
             return False
         event, fields = message
         if worker.patience != float("inf"):
-            more = HANDING_OVER if event in (PARCEL, PACKING) else DRAIN + GRACE
-            worker.patience = time.monotonic() + more
+            if event in (PARCEL, PACKING):
+                worker.patience = time.monotonic() + HANDING_OVER
+            elif event == HANDED_OVER:
+                worker.patience = time.monotonic() + DRAIN + GRACE
         if event == CROWDED:
             self._have_others_look(worker)
         elif event == PARCEL:
@@ -387,7 +389,9 @@ class Supervisor:
     def stop(self, reason: str) -> bool:
         if self._stopping:
             return False
-        self._later(DRAIN + GRACE, self._kill)
+        # They hear of it only when they have adopted what there is.
+        adopting = LAGGARDS + ANSWER if self._parcels else 0
+        self._later(adopting + DRAIN + GRACE, self._kill)
         # From here on it is asked for: what is still to be done is done between two turns.
         self._reason = reason
         self._stopping = True

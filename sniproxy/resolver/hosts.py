@@ -163,26 +163,43 @@ class Hosts:
         """Name the entry that serves a host which has no directory of its own, or clients without
         a server name (empty); None where nothing does. At most four look-ups.
 
-        Such an entry takes what nobody else has, so it counts only if it is a directory that
-        belongs to root or to the owner of the hosts directory, and so does the link to it.
+        Such an entry takes what nobody else has, so it counts only if there is no ``doubt`` about
+        it, be it a link or not, nor about the directory that it leads to.
         """
+        top = os.fstat(self._descriptor)
         for entry in naming.fallbacks(host):
             directory = naming.directory_name(entry)
             try:
                 if self._elsewhere:
                     self._return()
                 status = os.lstat(directory)
-                if stat.S_ISLNK(status.st_mode) and self.trusts(status.st_uid):
+                # A file system that is mounted there may say what it likes.
+                if status.st_dev != top.st_dev or self.doubt(status.st_mode, status.st_uid):
+                    continue
+                if stat.S_ISLNK(status.st_mode):
                     status = os.stat(directory)
             except OSError:
                 continue
-            if stat.S_ISDIR(status.st_mode) and self.trusts(status.st_uid):
+            if stat.S_ISDIR(status.st_mode) and not self.doubt(status.st_mode, status.st_uid):
                 return entry
         return None
 
-    def trusts(self, owner: int) -> bool:
-        """Say whether a user may have an entry that serves many hosts."""
-        return owner == 0 or owner == os.fstat(self._descriptor).st_uid != OVERFLOW_UID
+    def doubt(self, mode: int, owner: int) -> str | None:
+        """Say why a link or directory may not be an entry for many hosts: it belongs to neither
+        root nor the owner of the hosts directory, or others may write to it. (To that of a group
+        only where others can make entries: from a place of their own they could rename a directory
+        or a link of the owner's into it.)"""
+        top = os.fstat(self._descriptor)
+        if owner == OVERFLOW_UID:
+            return "who may be anybody"
+        if owner not in (0, top.st_uid):
+            return "and not to root or the owner of the hosts directory"
+        others = stat.S_IWOTH
+        if top.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            others |= stat.S_IWGRP
+        if mode & others and not stat.S_ISLNK(mode):
+            return "and others may write to it, who could put a socket there"
+        return None
 
     def awaits_validation(self, host: str) -> bool:
         """Say whether a certificate authority that validates a host gets a socket of its own."""

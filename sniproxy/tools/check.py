@@ -17,7 +17,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sniproxy.resolver import naming
-from sniproxy.resolver.hosts import OVERFLOW_UID, Hosts
+from sniproxy.resolver.hosts import Hosts
 from sniproxy.tools.command_line import CommandLine
 from sniproxy.tools.entries import Kind, Precedence, kind_of, why_never
 from sniproxy.tools.knock import connect, released
@@ -138,33 +138,36 @@ class Check:
     def _examine_precedence(self, finding: Finding, way: Way, hosts: Hosts) -> None:
         """See what an entry takes from others, and others from it; and whether it counts at all."""
         if finding.kind is Kind.HOST:
-            finding.shadows = hosts.fallback(finding.name)
+            finding.shadows = _directory(hosts.fallback(finding.name))
             return
         if finding.kind is Kind.WILDCARD:
-            finding.shadows = hosts.fallback(naming.DEFAULT)
-            finding.shadowed_by = self._precedence.winners(finding.name)
+            finding.shadows = _directory(hosts.fallback(naming.DEFAULT))
+            # What is no directory leaves its name to the wildcard.
+            winners = self._precedence.winners(finding.name)
+            finding.shadowed_by = list(filter(os.path.isdir, winners))
             some = [shown(name) for name in finding.shadowed_by[:3]]
             if len(finding.shadowed_by) > len(some):
                 some.append(f"{len(finding.shadowed_by) - len(some)} others")
             if some:
                 finding.notes.append(f"its place is taken for {', '.join(some)}")
         if finding.kind is not None:
-            link = os.lstat(finding.name).st_uid
-            for owner, what in {link: "the link", way.owner: "it"}.items():
-                self._examine_owner(finding, what, owner, hosts)
-            if way.mode & stat.S_IWOTH:
-                finding.notes.append("anybody may write to it, and so serve what it serves")
+            entry = os.lstat(finding.name)
+            if stat.S_ISLNK(entry.st_mode):
+                self._examine_trust(finding, "the link", entry.st_mode, entry.st_uid, hosts)
+            elif entry.st_dev != os.stat(".").st_dev:
+                finding.problems.append("is passed over: another file system is mounted there")
+            self._examine_trust(finding, "it", way.mode, way.owner, hosts)
 
-    def _examine_owner(self, finding: Finding, what: str, owner: int, hosts: Hosts) -> None:
-        """See whether one whom an entry belongs to, or its link, may serve many."""
-        says = f"is passed over: {what} belongs to {_user(owner)}"
-        if not hosts.trusts(owner):
-            who = "who may be anybody" if owner == OVERFLOW_UID else "and not to root"
-            finding.problems.append(f"{says}, {who} or the owner of the hosts directory")
-        elif self._mapped is not None and owner not in self._mapped:
-            finding.problems.append(
-                f"{says}, whom the unit can't tell from others (PrivateUsers=): give it to root"
-            )
+    def _examine_trust(
+        self, finding: Finding, what: str, mode: int, owner: int, hosts: Hosts
+    ) -> None:
+        """See whether an entry, or its link, may serve many."""
+        doubt = hosts.doubt(mode, owner)
+        if doubt is None and self._mapped is not None and owner not in self._mapped:
+            doubt = "whom the unit can't tell from others (PrivateUsers=): give it to root"
+        if doubt is not None:
+            says = f"is passed over: {what} belongs to {_user(owner)}, {doubt}"
+            finding.problems.append(says)
 
     def _examine_links(self, finding: Finding, way: Way) -> None:
         """Speak of links that in a chroot would lead elsewhere, wherever on the way they are."""
@@ -314,6 +317,10 @@ def _no_host(finding: Finding, way: Way) -> str | None:
     return "is no host: passed over"
 
 
+def _directory(entry: str | None) -> str | None:
+    return None if entry is None else naming.directory_name(entry)
+
+
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
@@ -332,12 +339,12 @@ def _unit_root(unit: Mapping[str, str]) -> str | None:
 
 def _mapped_users(unit: Mapping[str, str]) -> set[int] | None:
     """List the users that a unit can tell apart, None for all (PrivateUsers=, systemd.exec(5))."""
-    if unit.get("PrivateUsers", "no") in ("", "0", "no", "n", "false", "f", "off"):
+    if unit.get("PrivateUsers", "") not in ("1", "yes", "y", "true", "t", "on", "self"):
         return None
-    mapped = {0}
+    user = unit.get("User", "root")
     with contextlib.suppress(KeyError):
-        mapped.add(pwd.getpwnam(unit.get("User", "")).pw_uid)
-    return mapped
+        return {0, int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid}
+    return {0}
 
 
 def _load_everything() -> None:
@@ -372,12 +379,11 @@ def main(arguments: Sequence[str]) -> int:
         root = None if options.root is None else os.path.realpath(options.root)
         os.chdir(options.directory)
         names = sorted(os.listdir("."))  # before we are that user, who need not be able to
-        mapped = None
+        unit = service_settings()
+        root_of_unit = _unit_root(unit)
         if root is None:
-            unit = service_settings()
-            root = _unit_root(unit)
-            mapped = _mapped_users(unit) if root is not None else None
-        check = Check(root, mapped)
+            root = root_of_unit
+        check = Check(root, _mapped_users(unit) if root and root == root_of_unit else None)
         if options.user is not None:
             _load_everything()
             become(options.user)

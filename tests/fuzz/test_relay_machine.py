@@ -27,8 +27,9 @@ from sniproxy.dataplane.pipes import BULK, PIPE_SIZE
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.relay import HALF_CLOSED_IDLE, SEND_TIMEOUT, End, Relay
 from sniproxy.dataplane.state import Relayed
-from sniproxy.process.parcel import Packer, take
+from sniproxy.process.parcel import take
 from tests.end_to_end.harness import reset
+from tests.plane import Packed
 
 PERIOD = 65_521
 """A prime, so that no power of two that is lost or doubled looks right."""
@@ -293,7 +294,7 @@ class RelayMachine(RuleBasedStateMachine):
     def hand_over(self, kept: bool) -> None:
         """Have another data plane go on with all of them; or none, where what is packed is not
         kept."""
-        packer = Packer()
+        packer = Packed()
         leaving = self.live()
         for end in leaving:
             packer.put([carried_by(end)])
