@@ -43,6 +43,8 @@ _UNKNOWN_HOST = {
     errno.ECONNREFUSED: _NOTHING_LISTENS,
 }
 
+_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
 DESCRIPTORS_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors that pass when others give back what they hold, accept(2) and socket(2)."""
 
@@ -85,7 +87,9 @@ class Hosts:
             self._descriptor = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except PermissionError as error:
             raise NoHostsDirectory(error.errno, error.strerror) from None
-        if not os.fstat(self._descriptor).st_nlink:
+        status = os.fstat(self._descriptor)
+        self._device = status.st_dev
+        if not status.st_nlink:
             self.close()
             raise NoHostsDirectory(errno.ENOENT, "it has been deleted")
         self._elsewhere = False
@@ -166,7 +170,6 @@ class Hosts:
         Such an entry takes what nobody else has, so it counts only if there is no ``doubt`` about
         it, be it a link or not, nor about the directory that it leads to.
         """
-        top = os.fstat(self._descriptor)
         for entry in naming.fallbacks(host):
             directory = naming.directory_name(entry)
             try:
@@ -174,7 +177,7 @@ class Hosts:
                     self._return()
                 status = os.lstat(directory)
                 # A file system that is mounted there may say what it likes.
-                if status.st_dev != top.st_dev or self.doubt(status.st_mode, status.st_uid):
+                if status.st_dev != self._device or self.doubt(status.st_mode, status.st_uid):
                     continue
                 if stat.S_ISLNK(status.st_mode):
                     status = os.stat(directory)
@@ -189,15 +192,13 @@ class Hosts:
         root nor the owner of the hosts directory, or others may write to it. (To that of a group
         only where others can make entries: from a place of their own they could rename a directory
         or a link of the owner's into it.)"""
-        top = os.fstat(self._descriptor)
         if owner == OVERFLOW_UID:
             return "who may be anybody"
-        if owner not in (0, top.st_uid):
+        if owner != 0 and owner != os.fstat(self._descriptor).st_uid:
             return "and not to root or the owner of the hosts directory"
-        others = stat.S_IWOTH
-        if top.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            others |= stat.S_IWGRP
-        if mode & others and not stat.S_ISLNK(mode):
+        if stat.S_ISLNK(mode) or not mode & _BY_OTHERS:
+            return None
+        if mode & stat.S_IWOTH or os.fstat(self._descriptor).st_mode & _BY_OTHERS:
             return "and others may write to it, who could put a socket there"
         return None
 
