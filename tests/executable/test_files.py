@@ -121,7 +121,11 @@ def test_paths_of_the_start_and_of_each_connection(
         ("access", f"{host}/send-proxy-v1"),
     }
     nobody = directory_name(hashed, "nobody.example")
-    assert unknown == {("connect", f"{nobody}/tls-socket"), ("access", f"{nobody}/.")}
+    assert unknown == {
+        ("connect", f"{nobody}/tls-socket"),
+        ("access", f"{nobody}/."),
+        *(("newfstatat", directory_name(hashed, name)) for name in ("_.example", "_default")),
+    }
     assert refused == set()
 
 
