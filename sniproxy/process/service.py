@@ -6,7 +6,6 @@ itself; of several the first becomes the supervisor and each of the others, fork
 worker.
 """
 
-import contextlib
 import functools
 import gc
 import os
@@ -189,10 +188,13 @@ class _Service:
         self._log_start()
         self._ready(server.adopt(self._parcels))
         server.run()
-        # What can't be given back for want of memory, the kernel takes: this is the end.
-        with contextlib.suppress(*NO_MEMORY):
+        # What can't be given back for want of memory, the kernel takes: this is the end. (To make a
+        # contextlib.suppress takes some.)
+        try:
             handlers.end()
             server.close()
+        except NO_MEMORY:
+            pass
         return alone.handed_over
 
     # Several.
@@ -282,9 +284,11 @@ class _Service:
         adopted = server.adopt([*parcels[first:], *parcels[:first]], share)
         report(supervisor.READY, adopted=adopted)
         server.run()
-        with contextlib.suppress(*NO_MEMORY):  # as above
+        try:
             server.close()
             channel.close()
+        except NO_MEMORY:
+            pass
 
 
 class _Alone:

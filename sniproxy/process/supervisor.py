@@ -138,8 +138,9 @@ class Supervisor:
         self._poller.run(self._turned)
         if self._of_a_worker is not None:
             return self._of_a_worker
-        # What can't be given back for want of memory, the kernel takes: this is the end.
-        with contextlib.suppress(*NO_MEMORY):
+        # What can't be given back for want of memory, the kernel takes: this is the end. (To make a
+        # contextlib.suppress takes some.)
+        try:
             self._handlers.end()
             self._log.report_repeats()
             for event in _LAST_WORDS:
@@ -148,6 +149,8 @@ class Supervisor:
                     self._log.info(event, **fields)
             self._log.flush()
             self._poller.close()
+        except NO_MEMORY:
+            pass
         return None
 
     def _turned(self) -> bool:
