@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sniproxy.resolver import naming
-from sniproxy.tools.entries import Kind, Precedence, kind_of, why_never
+from sniproxy.tools.entries import Kind, hosts_by_parent, kind_of, why_never
 
 HASH = naming.hashed("a.example")
 
@@ -76,7 +76,7 @@ def test_the_hashed_flavour() -> None:
 
 def test_who_wins_over_a_wildcard() -> None:
     names = ["a.example", "b.example", "x.a.example", "example", "_.example", "_default", "A.b"]
-    precedence = Precedence(names)
-    assert precedence.winners("_.example") == ["a.example", "b.example"]
-    assert precedence.winners("_.a.example") == ["x.a.example"]
-    assert precedence.winners("_.b") == []
+    below = hosts_by_parent(names)
+    assert below["example"] == ["a.example", "b.example"]
+    assert below["a.example"] == ["x.a.example"]
+    assert "b" not in below

@@ -216,24 +216,16 @@ def handed_over(reports: Reports) -> dict[str, object]:
 def test_what_is_kept_has_gone(
     server: Server, tell: Tell, listening: socket.socket, backend: Backend, reports: Reports
 ) -> None:
-    pairs: list[socket.socket] = []
     parcels: list[Parcel] = []
 
     def keep(parcel: Parcel) -> None:
         parcels.append(Parcel(parcel.socket.dup(), parcel.count))
 
-    run(
-        server,
-        tell,
-        lambda: pairs.extend(busy(listening, backend, 20)),
-        lambda: tell(lambda: server.hand_over(keep, 1000)),
-    )
+    pairs = given_away(server, tell, lambda: busy(listening, backend, 20), keep)
     assert handed_over(reports) == {"count": 20, "left": 0}
     assert sum(parcel.count for parcel in parcels) == 20
     assert len(emptied(parcels)) == 20
-    for one in pairs:
-        assert one.recv(1) == b""
-        one.close()
+    all_have_ended(pairs)
 
 
 def emptied(parcels: Sequence[Parcel]) -> set[object]:
@@ -247,6 +239,29 @@ def emptied(parcels: Sequence[Parcel]) -> set[object]:
                     one.close()
         parcel.socket.close()
     return clients
+
+
+def given_away(
+    server: Server,
+    tell: Tell,
+    begin: Callable[[], list[socket.socket]],
+    keep: Callable[[Parcel], None],
+) -> list[socket.socket]:
+    """Have the connections that are begun handed over to ``keep``; give their ends."""
+    ends: list[socket.socket] = []
+    run(
+        server,
+        tell,
+        lambda: ends.extend(begin()),
+        lambda: tell(lambda: server.hand_over(keep, 1000)),
+    )
+    return ends
+
+
+def all_have_ended(ends: list[socket.socket]) -> None:
+    for one in ends:
+        assert one.recv(1) == b""
+        one.close()
 
 
 def all_go_on(pairs: list[socket.socket]) -> None:
@@ -267,7 +282,6 @@ def test_parcels_are_given_as_they_get_full(
 ) -> None:
     """With a word after each message: who is busy does not hang, and is not to lose all."""
     kept: list[tuple[int, int]] = []
-    streams: list[socket.socket] = []
     server._supervised = True
 
     def keep(parcel: Parcel) -> None:
@@ -279,12 +293,7 @@ def test_parcels_are_given_as_they_get_full(
     # So small that a few messages make a parcel.
     monkeypatch.setattr("sniproxy.process.parcel._SEND_BUFFER", 0)
     monkeypatch.setattr("sniproxy.process.server.WORD", 0.0)
-    run(
-        server,
-        tell,
-        lambda: streams.extend(busy(listening, backend, 20)),
-        lambda: tell(lambda: server.hand_over(keep, 1000)),
-    )
+    streams = given_away(server, tell, lambda: busy(listening, backend, 20), keep)
     for one in streams:
         one.close()
     assert words() == 7, "messages of three"
@@ -353,23 +362,15 @@ def test_what_is_neither_kept_nor_left_is_told_of(
     reports: Reports,
     tmp_path: pathlib.Path,
 ) -> None:
-    pairs: list[socket.socket] = []
 
     def keep(parcel: Parcel) -> None:
         emptied([Parcel(parcel.socket.dup(), parcel.count)])
         raise MemoryError
 
-    run(
-        server,
-        tell,
-        lambda: pairs.extend(busy(listening, backend, 5)),
-        lambda: tell(lambda: server.hand_over(keep, 1000)),
-    )
+    pairs = given_away(server, tell, lambda: busy(listening, backend, 5), keep)
     assert handed_over(reports) == {"count": 0, "left": 0}
     assert "event=connections_lost count=5 error=MemoryError" in (tmp_path / "log").read_text()
-    for one in pairs:
-        assert one.recv(1) == b""
-        one.close()
+    all_have_ended(pairs)
 
 
 def test_an_unexpected_error_leaves_all_where_it_is(

@@ -82,6 +82,7 @@ class Poller:
         self._broken: list[Watcher | None] = [None] * _NESTED
         self._broken_count = 0
         self.timers = Timers(clock, fault)
+        # Their own list: a turn without timers is to cost no call.
         self._timed = self.timers.heap
         self.missed = False
         """Whether an event may have been lost, or could not be acted on for want of memory."""

@@ -46,17 +46,18 @@ class Timers:
         sooner. MemoryError goes through: the same is called at the next time."""
         heap = self.heap
         if heap:
-            seconds = heap[0][0] - self._clock()
+            now = self._clock()
+            seconds = heap[0][0] - now
             if seconds <= 0:
-                self._run()
+                self._run(now)
                 # It may have brought anything about that is to be seen first.
                 return 0
             if most is None or seconds < most:
                 return seconds
         return most
 
-    def _run(self) -> None:
-        heap, now = self.heap, self._clock()
+    def _run(self, now: float) -> None:
+        heap = self.heap
         for _ in range(len(heap)):
             due, _, call = heap[0]
             if due > now:

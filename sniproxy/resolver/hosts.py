@@ -177,9 +177,11 @@ class Hosts:
                     self._return()
                 status = os.lstat(directory)
                 # A file system that is mounted there may say what it likes.
-                if status.st_dev != self._device or self.doubt(status.st_mode, status.st_uid):
+                if status.st_dev != self._device:
                     continue
                 if stat.S_ISLNK(status.st_mode):
+                    if self.doubt(status.st_mode, status.st_uid):
+                        continue
                     status = os.stat(directory)
             except OSError:
                 continue

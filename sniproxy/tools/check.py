@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from sniproxy.resolver import naming
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.tools.command_line import CommandLine
-from sniproxy.tools.entries import Kind, Precedence, kind_of, why_never
+from sniproxy.tools.entries import Kind, hosts_by_parent, kind_of, why_never
 from sniproxy.tools.knock import connect, released
 from sniproxy.tools.listen import ListenError, become
 from sniproxy.tools.ourselves import file_identity, own_sockets
@@ -86,7 +86,7 @@ class Check:
 
         Raises OSError where the directory can't be entered.
         """
-        self._precedence = Precedence(names)
+        self._below = hosts_by_parent(names)
         with contextlib.closing(self._ground), contextlib.closing(Hosts()) as hosts:
             for name in names:
                 os.fchdir(hosts.fileno())
@@ -143,7 +143,7 @@ class Check:
         if finding.kind is Kind.WILDCARD:
             finding.shadows = _directory(hosts.fallback(naming.DEFAULT))
             # What is no directory leaves its name to the wildcard.
-            winners = self._precedence.winners(finding.name)
+            winners = self._below.get(finding.name.removeprefix(naming.WILDCARD), [])
             finding.shadowed_by = list(filter(os.path.isdir, winners))
             some = [shown(name) for name in finding.shadowed_by[:3]]
             if len(finding.shadowed_by) > len(some):

@@ -61,15 +61,11 @@ def why_never(name: str) -> str:
     return f"is not canonical: rename it to {meant}"
 
 
-class Precedence:
-    """What wins over what, among all entries of a directory."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._below: dict[str, list[str]] = {}
-        for name in names:
-            if kind_of(name) is Kind.HOST:
-                self._below.setdefault(name.partition(".")[2], []).append(name)
-
-    def winners(self, wildcard: str) -> list[str]:
-        """List the entries that have names of their own which a wildcard would serve as well."""
-        return self._below.get(wildcard.removeprefix(naming.WILDCARD), [])
+def hosts_by_parent(names: Iterable[str]) -> dict[str, list[str]]:
+    """Sort the entries that have a host's name by what is behind its first label: each of them wins
+    over the wildcard for that."""
+    below: dict[str, list[str]] = {}
+    for name in names:
+        if kind_of(name) is Kind.HOST:
+            below.setdefault(name.partition(".")[2], []).append(name)
+    return below

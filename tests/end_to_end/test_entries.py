@@ -21,6 +21,7 @@ from tests.end_to_end.harness import (
     wait_for,
 )
 from tests.hello import extension, hello, message, records, server_name
+from tests.plane import alert
 
 Start = Callable[..., Proxy]
 Make = Callable[..., Backend]
@@ -194,7 +195,7 @@ def any_flavour(
 def ask(proxy: Proxy, wire: bytes) -> str | None:
     """Say who answers, or None for the alert unrecognized_name."""
     answer = proxy.ask(wire)
-    if answer == b"\x15\3\3\0\2\2\x70":
+    if answer == alert(112):
         return None
     return answer.decode("ascii")
 
