@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from sniproxy.dataplane import arrival
-from sniproxy.dataplane.arrival import welcome
+from sniproxy.dataplane.arrival import Arrival, welcome
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import part
 from sniproxy.dataplane.poller import Poller
@@ -94,7 +94,7 @@ class Plane:
         self._backends.append(Backend(path, backlog))
         return self._backends[-1]
 
-    def client(self, *first: bytes) -> socket.socket:
+    def client(self, *first: bytes, kind: type[Arrival] = Arrival) -> socket.socket:
         """Connect a client that has sent something, and welcome it as a listener does."""
         client = socket.create_connection(self._listening.getsockname(), 20)
         self._clients.append(client)
@@ -104,7 +104,7 @@ class Plane:
         if first:
             # On loopback it has arrived when it was sent; the first read is to find it.
             accepted.recv(1, socket.MSG_PEEK)
-        welcome(self.connections, accepted, address)
+        welcome(self.connections, accepted, address, kind)
         return client
 
     def turn(self, count: int = 1) -> None:

@@ -340,14 +340,6 @@ def test_other_name_types_are_skipped_and_the_first_host_name_counts() -> None:
     assert parse(hello("a" * 254)) == "a" * 254
 
 
-def test_end_of_stream() -> None:
-    parser = ClientHelloParser()
-    assert parser.finish().reason == "no_hello"
-    parser.feed(b"\x16")
-    assert parser.finish().alert == Alert.DECODE_ERROR
-    assert parser.finish().reason == "end_of_stream_in_hello"
-
-
 def test_wire_bytes_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_hello, "MAX_WIRE_BYTES", 100)
     assert parse(hello("a.example", padding=500)[:100]) is None

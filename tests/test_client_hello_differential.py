@@ -41,8 +41,8 @@ MADE = [
     records(message(extension(0, b""))),
 ]
 
-BY_OTHER_TESTS = {"hello_too_long", "no_hello", "end_of_stream_in_hello"}
-"""Reasons that no wire of this size has, or that are the end of the stream's."""
+BY_OTHER_TESTS = {"hello_too_long"}
+"""Reasons that no wire of this size has."""
 
 
 def mutations(wire: bytes, chance: random.Random) -> Iterator[bytes]:

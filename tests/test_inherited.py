@@ -13,6 +13,7 @@ import pytest
 
 from sniproxy.process.inherited import (
     BOUND_BY,
+    Listening,
     NoListeningSocket,
     bound_by_us,
     listening_sockets,
@@ -31,7 +32,7 @@ import fcntl, json, os, socket, sys, warnings
 warnings.simplefilter("ignore")
 from sniproxy.process.inherited import NoListeningSocket, listening_sockets
 try:
-    found = listening_sockets(os.environ)
+    found = [one.socket for one in listening_sockets(os.environ)]
 except NoListeningSocket as error:
     print(json.dumps(str(error)))
     sys.exit()
@@ -250,7 +251,7 @@ def test_parcels_are_taken_off_the_end(tcp: socket.socket) -> None:
         listening = listening_sockets(environment)
         assert len(listening) == 2
         # Each has one descriptor left.
-        ours = [one.fileno() for one in (*listening, *(one.socket for one in parcels))]
+        ours = [one.socket.fileno() for one in (*listening, *parcels)]
         assert set(open_descriptors()) == {0, 1, 2, *ours}
 
     in_child(work)
@@ -305,19 +306,20 @@ def test_what_is_named_as_a_parcel_and_is_none_is_closed(tcp: socket.socket) -> 
 def test_what_is_passed_on_is_found_again(tcp: socket.socket, names: str, parcels: int) -> None:
     def work() -> None:
         with socket.create_server(("127.0.0.1", 0)) as second:
-            listening = [tcp.dup(), second.dup()]
-        addresses = [one.getsockname() for one in listening]
+            sockets = [tcp.dup(), second.dup()]
+        labels = names.split(":") if names.count(":") == 1 else ["unknown"] * 2
+        listening = [Listening(*one) for one in zip(sockets, labels, strict=True)]
+        addresses = [one.getsockname() for one in sockets]
         held = [Parcel(a_parcel(), count) for count in range(parcels)]
         environment: dict[str, str] = {"HOME": "/"}
         os.closerange(100, 300)
-        pass_on(environment, listening, names, [], held)
+        pass_on(environment, listening, [], held)
         found = stored_parcels(environment)
         assert [one.count for one in found] == list(range(parcels))[::-1]
         assert all(one.socket.recv(10) == b"message" for one in found)
-        if names.count(":") == 1:
-            assert environment["LISTEN_FDNAMES"] == names
         again = listening_sockets(environment)
-        assert [one.getsockname() for one in again] == addresses
+        assert [one.socket.getsockname() for one in again] == addresses
+        assert [one.name for one in again] == labels
         assert environment == {"HOME": "/"}
 
     in_child(work)
@@ -330,13 +332,13 @@ def test_standard_descriptors_are_as_they_were(tcp: socket.socket, standard: lis
         environment: dict[str, str] = {}
         for fd in (0, 1, 2):
             os.dup2(os.open("/dev/null", os.O_RDWR), fd)
-        pass_on(environment, [tcp.dup()], "", standard, [Parcel(a_parcel(), 8)])
+        pass_on(environment, [Listening(tcp.dup())], standard, [Parcel(a_parcel(), 8)])
         assert [fd for fd in (0, 1, 2) if os.path.samestat(os.fstat(fd), inode)] == standard
         assert all(os.get_inheritable(fd) for fd in (*standard, 3))
         (parcel,) = stored_parcels(environment)
         assert parcel.socket.recv(10) == b"message"
         (listening,) = listening_sockets(environment)
-        assert os.path.samestat(os.fstat(listening.fileno()), inode)
+        assert os.path.samestat(os.fstat(listening.socket.fileno()), inode)
 
     in_child(work)
 
@@ -346,9 +348,9 @@ def test_an_output_that_is_the_socket_does_not_make_it_the_input(tcp: socket.soc
         os.dup2(os.open("/dev/null", os.O_RDWR), 0)
         environment: dict[str, str] = {}
         address = tcp.getsockname()
-        pass_on(environment, [tcp.dup()], "web", [1], [Parcel(a_parcel(), 8)])
+        pass_on(environment, [Listening(tcp.dup(), "web")], [1], [Parcel(a_parcel(), 8)])
         assert len(stored_parcels(environment)) == 1
         (listening,) = listening_sockets(environment)
-        assert listening.getsockname() == address
+        assert (listening.socket.getsockname(), listening.name) == (address, "web")
 
     in_child(work)

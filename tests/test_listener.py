@@ -68,7 +68,7 @@ def test_what_is_accepted_is_watched_over_and_not_delayed(
     """Keep-alive and no delay are inherited from the listening socket."""
     listener = Listener(listening, plane.connections)
     welcomed: list[socket.socket] = []
-    monkeypatch.setattr(listeners, "welcome", lambda _, client, __: welcomed.append(client))
+    monkeypatch.setattr(listeners, "welcome", lambda _, client, *__: welcomed.append(client))
     clients = connect(listening, 1)
     plane.until(lambda: bool(welcomed))
     assert welcomed[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

@@ -13,6 +13,7 @@ import pytest
 
 from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
+from sniproxy.process.inherited import Listening
 from sniproxy.process.parcel import Parcel, take
 from sniproxy.process.server import DRAIN, Server
 from sniproxy.resolver.hosts import Hosts
@@ -55,7 +56,7 @@ def server(
     hosts = Hosts()
     with (tmp_path / "log").open("wb", buffering=0) as log:
         made = Server(
-            [listening.dup()],
+            [Listening(listening.dup())],
             hosts,
             Log(FileSink(log.fileno())),
             lambda event, **fields: reports.append((event, fields)),

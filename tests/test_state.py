@@ -67,7 +67,7 @@ def relayed(draw: st.DrawFn) -> Relayed:
     return Relayed(draw(addresses), draw(hosts), accepted, decided, *draw(directions))
 
 
-arriving = st.builds(Arriving, addresses, times, sizes)
+arriving = st.builds(Arriving, addresses, times, sizes, st.booleans())
 leaving = st.builds(Leaving, st.none() | st.integers(0, 2**63 - 1))
 states = st.lists(st.one_of(relayed(), arriving, leaving), min_size=1, max_size=12)
 
@@ -76,6 +76,7 @@ ALL: list[State] = [
     Relayed(("192.0.2.1", 443), "a.example", 1.0, 2.0, Direction(7, FLOWING, 5), IDLE),
     Relayed(("2001:db8::1", 443, 3, 4), "", 0.0, 0.0, IDLE, Direction(7, FINISHED, 0)),
     Arriving(("192.0.2.2", 1), 3.0, 9),
+    Arriving(("192.0.2.3", 1), 3.0, 9, announced=True),
     Leaving(None),
     Leaving(12),
 ]
@@ -165,13 +166,14 @@ def test_the_hand_written_ones_are_right_where_nothing_is_wrong() -> None:
     ("message", "problem"),
     [
         (b"", "cut short"),
-        (struct.pack("!HH", FORMAT - 1, 1), "format 0"),
+        (struct.pack("!HH", 0, 1), "format 0"),
         (struct.pack("!HH", FORMAT + 1, 1), f"format {FORMAT + 1}"),
         (struct.pack("!HH", 65535, 1), "format 65535"),
         (struct.pack("!HH", FORMAT, 0), "0 connections"),
         (struct.pack("!HH", FORMAT, MOST + 1), f"{MOST + 1} connections"),
         (struct.pack("!HHB", FORMAT, 1, 0), "kind 0"),
-        (struct.pack("!HHB", FORMAT, 1, 4), "kind 4"),
+        (struct.pack("!HHB", FORMAT, 1, 5), "kind 5"),
+        (struct.pack("!HHBBddI", 1, 1, 4, 0, 1.0, 0.0, 0), "kind 4"),
         (struct.pack("!HHB", FORMAT, 1, 255), "kind 255"),
         (_relayed(family=b"\1"), "family 1"),
         (_relayed(family=b"\5abcdef"), "family 5"),
@@ -209,6 +211,11 @@ def test_the_hand_written_ones_are_right_where_nothing_is_wrong() -> None:
 def test_every_field_is_checked(message: bytes, problem: str) -> None:
     with pytest.raises(StateError, match=problem):
         decode(message, NOW)
+
+
+def test_the_format_of_the_release_before_is_read() -> None:
+    before = [one for one in ALL if not getattr(one, "announced", False)]
+    assert decode(struct.pack("!H", 1) + encode(before)[2:], NOW) == before
 
 
 def test_a_client_that_has_gone_has_no_address() -> None:

@@ -23,23 +23,26 @@ from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.parser import proxy_header
 from sniproxy.parser.alert import Alert, Nameless, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
 from sniproxy.parser.host_name import MAX_LENGTH
-from sniproxy.resolver import proxy_header
+from sniproxy.parser.proxy_header import IPV4_MAPPED, SocketAddress
 from sniproxy.resolver.hosts import BACKEND_DOWN, DESCRIPTORS_EXHAUSTED, NO_SUCH_HOST
 from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, WAIT_FOR_BACKEND, directory_name
-from sniproxy.resolver.proxy_header import IPV4_MAPPED, SocketAddress
 
 # Plain numbers, since the operators of the enumerations take longer than what they are for.
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 
 
-def welcome(connections: Connections, client: SocketType, address: SocketAddress) -> None:
-    """Take over a socket that was just accepted, in blocking mode or not."""
+def welcome(
+    connections: Connections, client: SocketType, address: SocketAddress, kind: "type[Arrival]"
+) -> None:
+    """Take over a socket that was just accepted, in blocking mode or not, as an arrival of this
+    kind."""
     try:
-        arrival = Arrival(connections, client, address, connections.clock())
+        arrival = kind(connections, client, address, connections.clock())
         totals = connections.totals
         totals.clients.add(client)
         totals.accepted += 1
@@ -75,6 +78,9 @@ class Arrival:
         "host",
         "kept",
     )
+
+    announced = False
+    """Whether somebody else says who it is; then that is remembered as long as it is here."""
 
     def __init__(
         self,
@@ -193,12 +199,14 @@ class Arrival:
         """Act on what was read, nothing at the end of the stream; say whether to read on."""
         connections = self._connections
         parser = self._parser
+        if not len(data):
+            reason = "no_hello" if parser is None else "end_of_stream_in_hello"
+            self.refuse(Refusal(Alert.DECODE_ERROR, reason))
+            return False
         if parser is None:
             parser = self._parser = ClientHelloParser()
         entry: str | None
         try:
-            if not len(data):
-                raise parser.finish()
             entry = host = parser.feed(data)
         except Nameless as refused:
             host, entry = "", connections.hosts.fallback("")
@@ -359,8 +367,10 @@ class Arrival:
         """Send the backend the PROXY header it wants and what came so far; start the relay."""
         connections = self._connections
         version = connections.hosts.proxy_version(directory)
-        header = self._header(version) if version else b""
-        first = header + received if header else received
+        first, ahead = received, 0
+        if version:
+            header = self._header(version)
+            first, ahead = header + received, len(header)
         gone = False
         try:
             sent = backend.send(first)
@@ -368,8 +378,8 @@ class Arrival:
             sent = 0
         except OSError:
             sent, gone = 0, True
-        record = self if connections.log.connections else None
-        moved = sent - len(header) if sent > len(header) else 0
+        record = self if self.announced or connections.log.connections else None
+        moved = sent - ahead if sent > ahead else 0
         unsent = bytes(first[sent:]) if sent < len(first) else None
         # From here on both sockets are the relay's; should anything fail, it is to end them.
         end = self._relayed = connections.relay.join(
@@ -391,10 +401,12 @@ class Arrival:
         self._relayed = None
 
     def _header(self, version: int) -> bytes:
-        source, destination = self.address, self._socket.getsockname()
+        return self._encoded(version, self._socket.getsockname())
+
+    def _encoded(self, version: int, destination: SocketAddress, tlvs: bytes = b"") -> bytes:
         if version == 1:
-            return proxy_header.version_1(source, destination)
-        return proxy_header.version_2(source, destination, self.host)
+            return proxy_header.version_1(self.address, destination)
+        return proxy_header.version_2(self.address, destination, self.host, tlvs)
 
     # The end.
 
@@ -402,9 +414,10 @@ class Arrival:
         """Send the alert and close, at once if not ``linger``."""
         connections = self._connections
         farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
-        record = alert_record(refused.alert)
+        record = b"" if refused.alert is None else alert_record(refused.alert)
         self._let_go()
-        connections.refused(refused.reason)
+        if refused.reason != "no_hello":  # so balancers see whether we are there
+            connections.refused(refused.reason)
         self.log_end(f"refused:{refused.reason}", 0, 0)
         try:
             self._socket.send(record, MSG_DONTWAIT)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from socket import SocketType
 from typing import TypeGuard
 
+from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import Farewell
 from sniproxy.dataplane.poller import Watcher
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import MOST, Arriving, Carried, Direction, Leaving, Relayed
-from sniproxy.resolver.proxy_header import SocketAddress
+from sniproxy.parser.proxy_header import SocketAddress
 
 MESSAGES_AT_LEAST = 8
 """Messages that a process's connections are shared out to, so that several workers get of few."""
@@ -72,7 +73,7 @@ def carried_by(watcher: Arrival | Farewell | End) -> Carried:
     up, down = watcher.waiting(), backend.waiting()
     record = watcher.record
     state = Relayed(
-        _address(watcher.socket) if record is None else record.address,
+        record.address if record else None,
         record.host if record else "",
         record.accepted_at if record else 0.0,
         (record and record.decided_at) or 0.0,
@@ -109,12 +110,16 @@ def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bo
     if isinstance(state, Leaving):
         farewell = Farewell(connections, client, limit=state.left, watched=False)
         return guard(farewell, farewell.begin)
-    accepted_at = state.accepted_at or connections.clock()
-    arrival = Arrival(connections, client, state.address, accepted_at)
     if isinstance(state, Arriving):
+        kind = AnnouncedArrival if state.announced else Arrival
+        arrival = kind(connections, client, state.address, state.accepted_at)
         return guard(arrival, functools.partial(arrival.go_on, carried.unsent))
-    arrival.host, arrival.decided_at = state.host, state.decided_at or None
-    record = arrival if connections.log.connections else None
+    record = None
+    if state.accepted_at or connections.log.connections:
+        # Where nobody has noted who it is, its socket is asked.
+        address = state.address if state.accepted_at else _address(client)
+        record = Arrival(connections, client, address, state.accepted_at or connections.clock())
+        record.host, record.decided_at = state.host, state.decided_at or None
     end = connections.relay.join(client, carried.sockets[1], record, watched=False)
     return guard(end, functools.partial(relay_on, end, state, carried.unsent))
 

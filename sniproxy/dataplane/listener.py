@@ -13,7 +13,8 @@ import socket
 import stat
 from collections.abc import Callable
 
-from sniproxy.dataplane.arrival import welcome
+from sniproxy.dataplane.announced import AnnouncedArrival
+from sniproxy.dataplane.arrival import Arrival, welcome
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
@@ -68,7 +69,8 @@ class Listener:
     """Accepts from one listening socket while it is open.
 
     Where other workers do as well, ``crowded`` is called when this one can't take what waits there,
-    and somebody is to have the others ``look``: only we were woken for it.
+    and somebody is to have the others ``look``: only we were woken for it. Clients are
+    ``announced`` where it is a socket for balancers, which begin with a PROXY header.
     """
 
     def __init__(
@@ -76,9 +78,12 @@ class Listener:
         listening: socket.socket,
         connections: Connections,
         crowded: Callable[[], None] | None = None,
+        *,
+        announced: bool = False,
     ) -> None:
         self._socket = listening
         self._connections = connections
+        self._kind = AnnouncedArrival if announced else Arrival
         self._crowded = crowded
         self._shared = crowded is not None
         self._stint = STINT
@@ -131,6 +136,7 @@ class Listener:
         family = self._family
         connections = self._connections
         lines = connections.lines
+        kind = self._kind
         make = socket.SocketType
         if self._shared:
             self._stint -= self._batch
@@ -167,7 +173,7 @@ class Listener:
                 os.close(fd)
                 raise
             self._failures = 0
-            welcome(connections, client, address)
+            welcome(connections, client, address, kind)
         if self._leaving:
             connections.poller.again(self)
 

@@ -23,7 +23,7 @@ from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, GONE, HANG_UP, READ, WRITE, Poller, hang_up
 from sniproxy.dataplane.sweep import Leaving
 from sniproxy.dataplane.timers import Later
-from sniproxy.resolver.proxy_header import SocketAddress
+from sniproxy.parser.proxy_header import SocketAddress
 
 BUFFER_SIZE: Final = 256 * 1024
 """Bytes of one read, and so the most that a connection may have waiting in each direction."""

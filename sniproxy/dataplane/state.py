@@ -20,13 +20,10 @@ from socket import AF_INET, AF_INET6, SocketType, inet_ntop, inet_pton
 from typing import NamedTuple
 
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
-from sniproxy.resolver.proxy_header import SocketAddress
+from sniproxy.parser.proxy_header import SocketAddress
 
-FORMAT = 1
+FORMAT = 2
 """The number that every message begins with."""
-
-READABLE = frozenset({FORMAT})
-"""The formats that this release reads."""
 
 MOST = 126
 """Connections of a message: two descriptors each and the memory file are 253 (SCM_MAX_FD of the
@@ -54,6 +51,11 @@ class Kind(enum.IntEnum):
     RELAYED = 1
     ARRIVING = 2
     LEAVING = 3
+    ANNOUNCED = 4
+
+
+READABLE = {1: Kind.LEAVING, FORMAT: Kind.ANNOUNCED}
+"""The formats that this release reads, and the last of the kinds that each has."""
 
 
 class StateError(ValueError):
@@ -91,11 +93,12 @@ class Relayed(NamedTuple):
 
 class Arriving(NamedTuple):
     """A client whose hello is not complete, or that waits for its backend; ``unsent`` bytes of it
-    have been read."""
+    have been read, a PROXY header in front where it is to be ``announced`` by one."""
 
     address: SocketAddress
     accepted_at: float
     unsent: int
+    announced: bool = False
 
     @property
     def descriptors(self) -> int:
@@ -142,7 +145,8 @@ def encode(states: Sequence[State]) -> bytes:
                 _DIRECTION.pack(one.moved, one.ended, one.unsent) for one in (state.up, state.down)
             ]
         elif isinstance(state, Arriving):
-            parts += [_KIND.pack(Kind.ARRIVING), _address(state.address)]
+            kind = Kind.ANNOUNCED if state.announced else Kind.ARRIVING
+            parts += [_KIND.pack(kind), _address(state.address)]
             parts += [_TIMES.pack(state.accepted_at, 0.0), _RECEIVED.pack(state.unsent)]
         else:
             left = _UNLIMITED if state.left is None else state.left
@@ -190,11 +194,13 @@ class _Reader:
         self._message = message
         self._now = now
         self._position = 0
+        self._last_kind = Kind.LEAVING
 
     def states(self) -> list[State]:
         number, count = self._fields(_HEADER)
         if number not in READABLE:
             raise StateError(f"format {number}, and not one of {sorted(READABLE)}")
+        self._last_kind = READABLE[number]
         if not 1 <= count <= MOST:
             raise StateError(f"{count} connections, and not 1 to {MOST}")
         states = [self._state() for _ in range(count)]
@@ -206,13 +212,14 @@ class _Reader:
         (kind,) = self._fields(_KIND)
         if kind == Kind.RELAYED:
             return self._relayed()
-        if kind == Kind.ARRIVING:
+        if kind in (Kind.ARRIVING, Kind.ANNOUNCED) and kind <= self._last_kind:
             address = self._address()
             accepted_at, nothing = self._fields(_TIMES)
             (size,) = self._fields(_RECEIVED)
             if nothing != 0:
                 raise StateError("an undecided hello with a time of its decision")
-            return Arriving(address, self._time(accepted_at), _bounded(size))
+            announced = kind == Kind.ANNOUNCED
+            return Arriving(address, self._time(accepted_at), _bounded(size), announced)
         if kind == Kind.LEAVING:
             (left,) = self._fields(_LEFT)
             if left < _UNLIMITED:

@@ -33,19 +33,19 @@ def alert_record(alert: Alert) -> bytes:
 class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
     """The connection can't be served.
 
-    ``alert`` goes to the client; ``reason`` goes to the log: a few fixed words of ours, never the
-    peer's text, so that refusals can be counted by it. ``name`` is what was asked for, where that
-    is no host name: the peer's text.
+    ``alert`` goes to the client, None to who is no TLS client; ``reason`` goes to the log: a few
+    fixed words of ours, never the peer's text, so that refusals can be counted by it. ``name`` is
+    what was asked for, where that is no host name: the peer's text.
     """
 
-    def __init__(self, alert: Alert, reason: str, name: bytes = b"") -> None:
+    def __init__(self, alert: Alert | None, reason: str, name: bytes = b"") -> None:
         super().__init__(alert, reason)
         self.alert = alert
         self.reason = reason
         self.name = name
 
     def __str__(self) -> str:
-        return f"{self.alert.name.lower()}: {self.reason}"
+        return f"{self.alert.name.lower() if self.alert else 'no alert'}: {self.reason}"
 
 
 class Nameless(Refusal):

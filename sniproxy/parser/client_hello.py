@@ -132,11 +132,6 @@ class ClientHelloParser:
                 return message[start:position] == _ONLY_ACME_TLS
         return False if whole else None
 
-    def finish(self) -> Refusal:
-        """Say why the stream must not end here."""
-        reason = "end_of_stream_in_hello" if self._fed else "no_hello"
-        return Refusal(Alert.DECODE_ERROR, reason)
-
     def _server_name(self) -> str:
         """Read Handshake and ClientHello (RFC 8446 sections 4 and 4.1.2) up to the first host
         name. Raises ``Refusal``, and ``_TooShortError`` where they have not arrived so far."""

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 
 from sniproxy.process.notify import CANARY
 from sniproxy.process.parcel import Parcel, connections_in
@@ -25,12 +26,33 @@ _UNNAMED = "unknown"
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
+_ANNOUNCED = "proxy"
+_OF_A_UNIT = ".socket"
+
+
+class Listening(NamedTuple):
+    """A listening socket, and what it is called where it comes from (FileDescriptorName=)."""
+
+    socket: socket.socket
+    name: str = _UNNAMED
+
+    @property
+    def announced(self) -> bool:
+        """Whether its clients come through a balancer that says in a PROXY header who they are: if
+        it is called "proxy…". (The name of a unit is what systemd gives where nobody has chosen.)
+        """
+        return self.name.startswith(_ANNOUNCED) and not self.name.endswith(_OF_A_UNIT)
+
+
 class NoListeningSocket(Exception):  # noqa: N818 - what the user is told
     """We were started without a listening socket; the text says how to pass one."""
 
 
-def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.socket]:
-    """Take over the sockets that were passed, at descriptors of our own, close-on-exec.
+def listening_sockets(
+    environment: MutableMapping[str, str], *, announced: bool = False
+) -> list[Listening]:
+    """Take over the sockets that were passed, at descriptors of our own, close-on-exec. One on
+    standard input, which has no name, gets that of an ``announced`` one if it is to be one.
 
     Raises ``NoListeningSocket``. The variables of the convention are removed from
     ``environment`` whether used or not: they are not for our children.
@@ -40,7 +62,7 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
     }
     refusal = _why_not(STANDARD_INPUT)
     if refusal is None:
-        return [_own(STANDARD_INPUT)]
+        return [Listening(_own(STANDARD_INPUT), _ANNOUNCED if announced else _UNNAMED)]
     if sys.stdin is None:  # as it was when we were started, whatever has that number now
         refusal = "it is closed"
     count = passed["LISTEN_FDS"]
@@ -59,10 +81,13 @@ def listening_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
                 f"LISTEN_FDS is {count}, but descriptor {fd} is not a listening socket "
                 f"({refusal}): pass stream sockets only (ListenStream=)"
             )
-    sockets = [_own(fd) for fd in descriptors]
+    names = passed["LISTEN_FDNAMES"].split(":")
+    if len(names) != len(descriptors):
+        names = [_UNNAMED] * len(descriptors)
+    listening = [Listening(_own(fd), name) for fd, name in zip(descriptors, names, strict=True)]
     for fd in descriptors:
         os.close(fd)
-    return sockets
+    return listening
 
 
 def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
@@ -92,29 +117,26 @@ def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
 
 def pass_on(
     environment: MutableMapping[str, str],
-    listening: Sequence[socket.socket],
-    names: str,
+    listening: Sequence[Listening],
     standard: Sequence[int],
     parcels: Sequence[Parcel],
 ) -> None:
     """Set everything up as at a start, for the program that is run next in this process: the
-    listening sockets at the ``standard`` descriptors or, with their ``names``, behind them, then
-    the parcels. All of them are given up here."""
-    passed = [*listening, *(one.socket for one in parcels)]
+    listening sockets at the ``standard`` descriptors or, with their names, behind them, then the
+    parcels. All of them are given up here."""
+    passed = [*(one.socket for one in listening), *(one.socket for one in parcels)]
     first_free = _FIRST_LISTEN_FD + len(passed)
     high = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in passed]
     for one in passed:
         one.close()
     for fd in standard:
         os.dup2(high[0], fd)
-    labels = names.split(":")
+    labels = [*(one.name for one in listening), *(one.name for one in parcels)]
     rest = high
     if STANDARD_INPUT in standard:
-        labels, rest = [], high[1:]
+        del labels[0]
+        rest = high[1:]
         os.close(high[0])
-    elif not names or len(labels) != len(listening):
-        labels = [_UNNAMED] * len(listening)
-    labels += [one.name for one in parcels]
     for target, source in enumerate(rest, _FIRST_LISTEN_FD):
         os.dup2(source, target)
         os.close(source)

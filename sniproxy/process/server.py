@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from socket import socket
 
 from sniproxy.dataplane.connections import Connections, Report
 from sniproxy.dataplane.farewell import part
@@ -21,6 +20,7 @@ from sniproxy.dataplane.state import Carried
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
+from sniproxy.process.inherited import Listening
 from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, next_needs, take
 from sniproxy.resolver.hosts import Hosts
 
@@ -55,7 +55,7 @@ class Server:
 
     def __init__(
         self,
-        listening: Sequence[socket],
+        listening: Sequence[Listening],
         hosts: Hosts,
         log: Log,
         report: Report,
@@ -77,7 +77,10 @@ class Server:
             self.poller, hosts, log, time.monotonic, later, report, part, workers
         )
         crowded = functools.partial(report, CROWDED) if self._supervised else None
-        self._listeners = [Listener(one, self._connections, crowded) for one in listening]
+        self._listeners = [
+            Listener(one.socket, self._connections, crowded, announced=one.announced)
+            for one in listening
+        ]
         log.on_backlog = Sweep(later, FLUSH, log.flush).wake
         log.on_repeats = Sweep(later, PERIOD, log.report_repeats).wake
 

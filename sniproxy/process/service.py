@@ -73,19 +73,27 @@ class _Service:
         self._environment = environment
         self._level = wanted.level
         self._parcels = stored_parcels(environment)
-        self._names = environment.get("LISTEN_FDNAMES", "")
-        self._listening = listening_sockets(environment)
+        self._listening = listening_sockets(environment, announced=wanted.accept_proxy)
         self._bound_by_us = bound_by_us(environment)
-        self._addresses = ",".join(map(_address, self._listening))
+        self._addresses = ",".join(_address(one.socket) for one in self._listening)
+        of_balancers = [_address(one.socket) for one in self._listening if one.announced]
+        self._announced = {"accept_proxy": ",".join(of_balancers)} if of_balancers else {}
+        sockets = [one.socket for one in self._listening]
         # Where standard error is the listening socket (inetd), nothing may be written to it.
-        self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in self._listening)
+        self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in sockets)
         self._journal = is_journal(_STANDARD_ERROR, environment)
         self._log = self._open_log()
         self._hosts = Hosts()
         self._standard: list[int] = []
-        for one in self._listening:
+        for one in sockets:
             self._standard += replace_standard_descriptors(one, self._hosts.fileno())
-        for complaint in wanted.complaints:
+        complaints = wanted.complaints
+        if wanted.accept_proxy and not all(one.announced for one in self._listening):
+            complaints.append(
+                "SNIPROXY_ACCEPT_PROXY=1: is for a socket on standard input; others are to be "
+                "called proxy (FileDescriptorName=proxy)"
+            )
+        for complaint in complaints:
             self._log.warning("bad_setting", problem=complaint)
         self._limit = _raise_descriptor_limit()
         self._count = wanted.workers or usable(self._hosts.fileno())
@@ -113,7 +121,7 @@ class _Service:
         for fd in closed:
             os.close(fd)
         parcels = self._renewal.parcels
-        pass_on(self._environment, self._listening, self._names, self._standard, parcels)
+        pass_on(self._environment, self._listening, self._standard, parcels)
         if self._bound_by_us:
             self._environment[BOUND_BY] = str(os.getpid())
         program = self._program or []
@@ -144,6 +152,7 @@ class _Service:
             pid=os.getpid(),
             workers=self._count,
             listen=self._addresses,
+            **self._announced,
             descriptors=self._limit,
             **adopted,
         )
@@ -167,7 +176,7 @@ class _Service:
         """Tell that we accept no more, and give up our copies of the listening sockets."""
         notify("STOPPING=1", self._environment)
         for one in self._listening:
-            one.close()
+            one.socket.close()
 
     # One process.
 
@@ -175,7 +184,7 @@ class _Service:
         """Serve in the only process; say whether its connections have been given away."""
         log = self._log
         # Copies, since it closes them, and the program that is run anew needs them.
-        copies = [one.dup() for one in self._listening]
+        copies = [one._replace(socket=one.socket.dup()) for one in self._listening]
         server = Server(copies, self._hosts, log, log.info, alone=self._bound_by_us)
         handlers = SignalHandlers(server.poller)
         alone = _Alone(server, self._stopping)

@@ -10,16 +10,19 @@ MAX_WORKERS = 1024
 
 
 class Settings(NamedTuple):
-    """What the environment asks for. ``workers`` is None for as many as there are CPUs for us.
-    ``complaints`` names each bad value, one line each."""
+    """What the environment asks for. ``workers`` is None for as many as there are CPUs for us;
+    ``accept_proxy`` is of a socket on standard input. ``complaints`` names each bad value, one line
+    each."""
 
     level: Level
     workers: int | None
+    accept_proxy: bool
     complaints: list[str]
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
-    """Read SNIPROXY_LOG and SNIPROXY_WORKERS; a bad value becomes a complaint and the default."""
+    """Read SNIPROXY_LOG, _WORKERS and _ACCEPT_PROXY; a bad value becomes a complaint and the
+    default."""
     level, workers = Level.INFO, None
     complaints: list[str] = []
 
@@ -41,4 +44,8 @@ def settings(environment: Mapping[str, str]) -> Settings:
                 "using one for each CPU"
             )
 
-    return Settings(level, workers, complaints)
+    wish = environment.get("SNIPROXY_ACCEPT_PROXY", "")
+    if wish not in ("", "0", "1"):
+        complaints.append(f"SNIPROXY_ACCEPT_PROXY={wish}: expected 1 or 0; using 0")
+
+    return Settings(level, workers, wish == "1", complaints)

@@ -130,8 +130,9 @@ def _bound(
     return listening
 
 
-def pass_on(sockets: Sequence[socket.socket]) -> None:
-    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3).
+def pass_on(sockets: Sequence[socket.socket], *, proxy: bool = False) -> None:
+    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3); with ``proxy``,
+    say of each that a PROXY header comes first.
 
     Raises ListenError where the limit of descriptors leaves no room to move them.
     """
@@ -149,6 +150,9 @@ def pass_on(sockets: Sequence[socket.socket]) -> None:
     if len(sockets) > 1:
         os.environ["LISTEN_FDS"] = str(len(sockets))
         os.environ["LISTEN_PID"] = str(os.getpid())
+        os.environ["LISTEN_FDNAMES"] = ":".join(["proxy" if proxy else "unknown"] * len(sockets))
+    elif proxy:
+        os.environ["SNIPROXY_ACCEPT_PROXY"] = "1"
 
 
 def become(user: str) -> None:
@@ -266,6 +270,11 @@ def main(arguments: Sequence[str]) -> int:
         help="connections that may wait to be accepted (default: %(default)s)",
     )
     parser.add_argument("--directory", help="run COMMAND in this directory, entered after binding")
+    parser.add_argument(
+        "--proxy",
+        action="store_true",
+        help="clients come through a balancer that sends a PROXY header: sniproxy requires it",
+    )
     parser.add_argument("--user", help="run COMMAND as this user, after binding")
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -290,7 +299,7 @@ def main(arguments: Sequence[str]) -> int:
             _enter(options.directory)
         if options.user is not None:
             become(options.user)
-        pass_on(sockets)
+        pass_on(sockets, proxy=options.proxy)
     except AddressError as error:
         parser.error(str(error))
     except ListenError as error:

@@ -53,6 +53,7 @@ def seeds(target: str) -> list[bytes]:
             (b"\2\0\1", [Relayed(address, "a.example", 1.0, 2.0, idle, ended)]),
             (b"\3\0\1\x21", [Relayed("", "", 0.0, 0.0, Direction(1, 0, 5), idle)]),
             (b"\2\0\x1b", [Arriving(("2001:db8::1", 1, 2, 3), 3.0, 4)]),
+            (b"\2\0\0", [Arriving("", 3.0, 4, announced=True)]),
             (b"\1\0", [Leaving(None)]),
             (b"\2\0\2", [Leaving(7), Leaving(0)]),
             (b"\3\0\0\4", [Relayed(address, "b", 1.0, 0.0, idle, idle), Leaving(1)]),

@@ -37,8 +37,8 @@ def fuzz_here(target: str, arguments: list[str]) -> None:
     with atheris.instrument_imports(include=["sniproxy", "idna"]):
         import sniproxy.dataplane.state
         import sniproxy.parser.client_hello
+        import sniproxy.parser.proxy_header
         import sniproxy.process.parcel
-        import sniproxy.resolver.proxy_header
         import sniproxy.tools.hostname  # noqa: F401
 
     from tests.fuzz.targets import TARGETS as INSTRUMENTED

@@ -1,0 +1,131 @@
+"""An announced arrival: a client that comes through a balancer, which says in a PROXY header who it
+is.
+
+The header is required: that a socket is one for balancers says its name, never what arrives. It and
+the hello have ``PATIENCE`` together. Balancers also look whether we are there, by connecting and
+closing or with a header that announces nobody: that is no client, and nothing is told of it.
+"""
+
+from socket import MSG_DONTWAIT, SocketType
+
+from sniproxy.dataplane.arrival import Arrival
+from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.ending import lost
+from sniproxy.dataplane.state import Arriving, Carried
+from sniproxy.parser.alert import Refusal
+from sniproxy.parser.client_hello import usual_host_name
+from sniproxy.parser.proxy_header import Header, SocketAddress, decode
+
+
+class AnnouncedArrival(Arrival):
+    """A client whose first bytes are to be a PROXY header."""
+
+    __slots__ = ("_given", "_head")
+
+    announced = True
+
+    def __init__(
+        self,
+        connections: Connections,
+        client: SocketType,
+        address: SocketAddress,
+        accepted_at: float,
+    ) -> None:
+        super().__init__(connections, client, address, accepted_at)
+        self._given: Header | None = None
+        self._head = b""
+        """The header as it came: another process reads it anew."""
+
+    # From one process to the next.
+
+    def carried(self) -> Carried:
+        received = self._head + (self._received or b"")
+        state = Arriving(self.address, self.accepted_at, len(received), announced=True)
+        return Carried(state, [self._socket], received)
+
+    # The header.
+
+    def _read(self) -> bool:
+        if self._given is not None or not self._undecided:
+            return super()._read()
+        relay = self._connections.relay
+        try:
+            size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.end(lost("client", error.errno))
+            return False
+        return self._take(relay.view[:size])
+
+    def _take(self, data: bytes | memoryview) -> bool:
+        if not len(data) and self._is_check():
+            self.end("no_hello")
+            return False
+        if self._given is not None:
+            return super()._take(data)
+        if not len(data):
+            self.refuse(Refusal(None, "bad_proxy_header"))
+            return False
+        connections = self._connections
+        received = self._received + data if self._received else data
+        try:
+            given = decode(received)
+        except Refusal as refused:
+            self.refuse(refused)
+            return False
+        if given is None:
+            self._received = bytearray(received)
+            connections.keep(self, self._received.__sizeof__())
+            return True
+        self._given, self._received = given, None
+        if self.kept:
+            connections.keep(self, 0)
+        if given.source is not None:
+            self.address = given.source
+        self._head = bytes(received[: given.length])
+        rest = received[given.length :]
+        view = connections.relay.view
+        size = len(rest)
+        if size > len(view):
+            return super()._take(bytes(rest))
+        if not size:
+            return True
+        # As if it had been read without a header: to the usual place, and its usual way.
+        view[:size] = rest
+        host = usual_host_name(connections.relay.buffer, size)
+        if host is None:
+            return super()._take(view[:size])
+        self._decide(host, host, False, view[:size])
+        return False
+
+    def _header(self, version: int) -> bytes:
+        given = self._given or Header(0)
+        destination = given.destination
+        if destination is None:
+            destination = self._socket.getsockname()
+        return self._encoded(version, destination, given.tlvs)
+
+    # The end.
+
+    def expire(self) -> None:
+        if self._is_check():
+            self.end("idle")
+        elif self._given is None:
+            self.refuse(Refusal(None, "no_proxy_header"))
+        else:
+            super().expire()
+
+    def end(self, how: str) -> None:
+        if self._is_check():
+            self._let_go()
+            self._connections.close(self._socket)
+        else:
+            super().end(how)
+
+    def _is_check(self) -> bool:
+        """Say whether nobody has been announced, nor has said anything, so far."""
+        if not self._undecided or self._parser is not None:
+            return False
+        given = self._given
+        return not self._received if given is None else given.source is None

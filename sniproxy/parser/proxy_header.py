@@ -1,0 +1,240 @@
+"""PROXY protocol headers, versions 1 and 2, as HAProxy's proxy-protocol.txt (2020/03/05) has them:
+bytes, in any cut, to a client's addresses, and back.
+
+Addresses are as the socket module gives them: ``(address, port, …)`` for IPv4 and IPv6, a path
+or nothing for Unix sockets. Those that a header has of Unix sockets are bytes.
+"""
+
+import functools
+import re
+import struct
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import NamedTuple
+
+from sniproxy.parser.alert import Refusal
+
+SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str | bytes | None
+
+MAX_VERSION_1 = 107
+"""Bytes of a line, its end included: "a 108-byte buffer is always enough" (section 2.1)."""
+
+MAX_VERSION_2 = 16 * 1024
+"""Bytes of a block with its addresses and TLVs: HAProxy's own limit. The longest that occur hold
+a client's certificate."""
+
+IPV4_MAPPED = "::ffff:"
+"""What an IPv4 address begins with where it is written as one of IPv6."""
+
+_LINE_START = b"PROXY "
+_LINE_END = b"\r\n"
+_UNKNOWN = b"UNKNOWN"
+_LINE = re.compile(
+    rb"TCP([46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})"
+)
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_FIXED = struct.Struct("!12sBBH")
+_LOCAL = 0x20
+_PROXY = 0x21
+_UNSPECIFIED = 0x00
+_TCP_OVER_IPV4 = 0x11
+_TCP_OVER_IPV6 = 0x21
+_UNIX_STREAM = 0x31
+_IPV4_BLOCK = struct.Struct("!4s4sHH")
+_IPV6_BLOCK = struct.Struct("!16s16sHH")
+_UNIX_BLOCK = struct.Struct("!108s108s")
+_BLOCKS = {
+    _UNSPECIFIED: struct.Struct(""),
+    _TCP_OVER_IPV4: _IPV4_BLOCK,
+    0x12: _IPV4_BLOCK,
+    _TCP_OVER_IPV6: _IPV6_BLOCK,
+    0x22: _IPV6_BLOCK,
+    _UNIX_STREAM: _UNIX_BLOCK,
+    0x32: _UNIX_BLOCK,
+}
+"""The addresses by transport protocol and family; those with a 2 are of datagrams (section 2.2)."""
+
+_TLV = struct.Struct("!BH")
+_PP2_TYPE_ALPN = 0x01
+_PP2_TYPE_AUTHORITY = 0x02
+_PP2_TYPE_CRC32C = 0x03
+_PP2_TYPE_UNIQUE_ID = 0x05
+_PP2_TYPE_SSL = 0x20
+_PASSED_ON = {_PP2_TYPE_ALPN, _PP2_TYPE_UNIQUE_ID, _PP2_TYPE_SSL, *range(0xE0, 0xF8)}
+"""Types of TLVs that concern whoever is behind us as well: what the client and its balancer agreed
+on, and what is custom or experimental (section 2.2, PP2_TYPE_MIN_CUSTOM to MAX_EXPERIMENT)."""
+
+
+class Header(NamedTuple):
+    """What a header of ``length`` bytes says: the client's address and the one that it connected
+    to, both None where the connection's own are meant, and the TLVs that are passed on."""
+
+    length: int
+    source: SocketAddress = None
+    destination: SocketAddress = None
+    tlvs: bytes = b""
+
+
+def decode(received: bytes | bytearray | memoryview) -> Header | None:
+    """Read the header that a connection begins with, of all that has ``received`` so far; None
+    while more is needed. Takes no longer for a byte more.
+
+    Raises ``Refusal``, without an alert: who speaks is no TLS client.
+    """
+    start = bytes(received[: _FIXED.size])
+    if start.startswith(_SIGNATURE):
+        return _decode_2(received) if len(start) == _FIXED.size else None
+    if start.startswith(_LINE_START):
+        return _decode_1(bytes(received[:MAX_VERSION_1]))
+    if _SIGNATURE.startswith(start) or _LINE_START.startswith(start):
+        return None
+    raise Refusal(None, "no_proxy_header")
+
+
+def _decode_1(received: bytes) -> Header | None:
+    """Read the line of section 2.1."""
+    end = received.find(_LINE_END)
+    if end < 0:
+        if len(received) < MAX_VERSION_1:
+            return None
+        raise _bad()
+    length = end + len(_LINE_END)
+    line = received[len(_LINE_START) : end]
+    # "The receiver must ignore anything presented before the CRLF" behind the word.
+    if line == _UNKNOWN or line.startswith(_UNKNOWN + b" "):
+        return Header(length)
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise _bad()
+    family = AF_INET if match[1] == b"4" else AF_INET6
+    ports = int(match[4]), int(match[5])
+    try:
+        source, destination = (
+            inet_ntop(family, inet_pton(family, word.decode("ascii"))) for word in match.group(2, 3)
+        )
+    except OSError:
+        raise _bad() from None
+    if max(ports) > 0xFFFF:
+        raise _bad()
+    return Header(length, (source, ports[0]), (destination, ports[1]))
+
+
+def _decode_2(received: bytes | bytearray | memoryview) -> Header | None:
+    """Read the block of section 2.2."""
+    _, command, family, size = _FIXED.unpack_from(received)
+    length = _FIXED.size + size
+    if command not in (_LOCAL, _PROXY) or length > MAX_VERSION_2:
+        raise _bad()
+    if len(received) < length:
+        return None
+    if command == _LOCAL:
+        # "The receiver [...] must discard the protocol block including the family".
+        return Header(length)
+    layout = _BLOCKS.get(family)
+    if layout is None or layout.size > size:
+        raise _bad()
+    addresses = layout.unpack_from(received, _FIXED.size)
+    position = _FIXED.size + layout.size
+    tlvs = _passed_on(bytes(received[:length]), position) if position < length else b""
+    if family in (_TCP_OVER_IPV4, _TCP_OVER_IPV6):
+        client, server, client_port, server_port = addresses
+        ip = AF_INET if family == _TCP_OVER_IPV4 else AF_INET6
+        source, destination = inet_ntop(ip, client), inet_ntop(ip, server)
+        return Header(length, (source, client_port), (destination, server_port), tlvs)
+    if family == _UNIX_STREAM:
+        client, server = addresses
+        return Header(length, client.rstrip(b"\0"), server.rstrip(b"\0"), tlvs)
+    return Header(length, None, None, tlvs)
+
+
+def _passed_on(header: bytes, position: int) -> bytes:
+    """Read the TLVs of a whole header, which begin at ``position`` (section 2.2.1 and later); give
+    those that go on to who is behind us."""
+    passed = []
+    while position < len(header):
+        value = position + _TLV.size
+        if value > len(header):
+            raise _bad()
+        kind, size = _TLV.unpack_from(header, position)
+        end = value + size
+        if end > len(header):
+            raise _bad()
+        if kind in _PASSED_ON:
+            passed.append(header[position:end])
+        elif kind == _PP2_TYPE_CRC32C:
+            # "The checksum [...] is calculated over the whole header with the field's value 0".
+            without = header[:value] + bytes(size) + header[end:]
+            if header[value:end] != crc32c(without).to_bytes(4, "big"):
+                raise _bad()
+        position = end
+    return b"".join(passed)
+
+
+def _bad() -> Refusal:
+    return Refusal(None, "bad_proxy_header")
+
+
+def crc32c(data: bytes) -> int:
+    """Give the CRC of RFC 4960 appendix B (Castagnoli), which zlib has not."""
+    table = _crc32c_table()
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+@functools.cache
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # noqa: PLW2901
+        table.append(value)
+    return table
+
+
+def version_1(source: SocketAddress, destination: SocketAddress) -> bytes:
+    """Encode the line of section 2.1: "UNKNOWN" for a client without TCP."""
+    endpoints = _endpoints(source, destination)
+    if endpoints is None:
+        return b"PROXY UNKNOWN\r\n"
+    (client, client_port), (server, server_port) = endpoints
+    family = "TCP6" if ":" in client else "TCP4"
+    return f"PROXY {family} {client} {server} {client_port} {server_port}\r\n".encode("ascii")
+
+
+def version_2(
+    source: SocketAddress, destination: SocketAddress, host: str, tlvs: bytes = b""
+) -> bytes:
+    """Encode the block of section 2.2 with the host name, if there is one, as PP2_TYPE_AUTHORITY
+    (2.2.2), and the TLVs of the header that we got.
+
+    A client of a Unix socket of ours is announced as LOCAL: it has no address to speak of.
+    """
+    endpoints = _endpoints(source, destination)
+    if endpoints is not None:
+        (client, client_port), (server, server_port) = endpoints
+        ip = AF_INET6 if ":" in client else AF_INET
+        command, family = _PROXY, _TCP_OVER_IPV6 if ip == AF_INET6 else _TCP_OVER_IPV4
+        ports = struct.pack("!HH", client_port, server_port)
+        block = inet_pton(ip, client) + inet_pton(ip, server) + ports
+    elif isinstance(source, bytes) and isinstance(destination, bytes):
+        command, family = _PROXY, _UNIX_STREAM
+        block = _UNIX_BLOCK.pack(source, destination)
+    else:
+        command, family, block = _LOCAL, _UNSPECIFIED, b""
+    if host:
+        block += _TLV.pack(_PP2_TYPE_AUTHORITY, len(host)) + host.encode("ascii")
+    block += tlvs
+    return _FIXED.pack(_SIGNATURE, command, family, len(block)) + block
+
+
+def _endpoints(
+    source: SocketAddress, destination: SocketAddress
+) -> tuple[tuple[str, int], tuple[str, int]] | None:
+    """Give both addresses in one family, IPv4 where both are IPv4-mapped; None if not TCP."""
+    if not isinstance(source, tuple) or not isinstance(destination, tuple):
+        return None
+    addresses = source[0], destination[0]
+    if all(address.startswith(IPV4_MAPPED) and "." in address for address in addresses):
+        addresses = addresses[0][len(IPV4_MAPPED) :], addresses[1][len(IPV4_MAPPED) :]
+    return (addresses[0], source[1]), (addresses[1], destination[1])
