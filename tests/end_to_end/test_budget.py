@@ -20,6 +20,7 @@ import pytest
 
 from bench import account, calls
 from bench.calls import Trace
+from sniproxy.parser.proxy_header import version_2
 from tests.end_to_end.harness import (
     TIMEOUT,
     Backend,
@@ -87,16 +88,19 @@ BYTES_LEFT_BY_A_CONNECTION = Budget(64, "nothing, but memory is counted in pages
 
 @pytest.fixture
 def traced(
-    command: list[str], hashed: bool, tmp_path: pathlib.Path
+    request: pytest.FixtureRequest, command: list[str], hashed: bool, tmp_path: pathlib.Path
 ) -> Iterator[tuple[Proxy, Trace]]:
-    """Start a proxy under strace."""
+    """Start a proxy under strace, with more variables if the test has some."""
     if shutil.which("strace") is None:
         pytest.skip("strace is missing: install strace")
     path = tmp_path / "trace"
     (tmp_path / "hosts").mkdir()
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as listening:
         proxy = Proxy(
-            [*calls.STRACE, str(path), *command], tmp_path / "hosts", listening, ONE_WORKER
+            [*calls.STRACE, str(path), *command],
+            tmp_path / "hosts",
+            listening,
+            ONE_WORKER | getattr(request, "param", {}),
         )
         proxy.hashed = hashed
         yield proxy, Trace(path)
@@ -111,10 +115,10 @@ def end_traced(proxy: Proxy) -> None:
     proxy.process.wait(TIMEOUT)
 
 
-def serve_one(proxy: Proxy, backend: Backend) -> None:
+def serve_one(proxy: Proxy, backend: Backend, header: bytes = b"") -> None:
     """Have one connection relayed: hello, answer, end of the backend, end of the client."""
     with proxy.connect() as client:
-        client.sendall(HELLO)
+        client.sendall(header + HELLO)
         with backend.accept() as stream:
             assert read_exactly(stream, len(HELLO)) == HELLO
             stream.sendall(ANSWER)
@@ -135,6 +139,19 @@ def test_system_calls_of_a_connection(traced: tuple[Proxy, Trace], backend_of: M
     # The best of some, as below: where the machine is busy, each event has a wait of its own.
     for _ in range(TRANSFERS):
         counted = count_connections(proxy, trace, lambda: serve_one(proxy, backend))
+        if CALLS_OF_A_CONNECTION.allows(counted.total() / 100):
+            return
+    raise AssertionError(counted)
+
+
+@pytest.mark.parametrize("traced", [{"SNIPROXY_ACCEPT_PROXY": "1"}], indirect=True)
+def test_a_header_costs_no_system_call(traced: tuple[Proxy, Trace], backend_of: Make) -> None:
+    """One that a balancer sends with the hello."""
+    proxy, trace = traced
+    backend = backend_of(proxy.directory("a.example"))
+    header = version_2(("192.0.2.1", 1), ("192.0.2.2", 443), "")
+    for _ in range(TRANSFERS):
+        counted = count_connections(proxy, trace, lambda: serve_one(proxy, backend, header))
         if CALLS_OF_A_CONNECTION.allows(counted.total() / 100):
             return
     raise AssertionError(counted)

@@ -17,6 +17,7 @@ import pytest
 
 import sniproxy
 from sniproxy.dataplane.listener import Listener
+from sniproxy.parser.proxy_header import version_2
 from tests.end_to_end.harness import Backend
 from tests.end_to_end.test_budget import Budget
 from tests.hello import hello
@@ -32,6 +33,7 @@ MANY = 64
 ANSWER = b"a" * 100
 
 CONNECTION = Budget(1840, "the usual hello's way, two sockets, two ends, and nine turns of 50")
+ANNOUNCED = Budget(2120, "a header of version 2 before it, and the hello moved to its place")
 AMONG_MANY = Budget(1515, "the same, with turns for several")
 ROUND_TRIP = Budget(270, "two turns, two events, twice a read and a write")
 ROUND_TRIP_AMONG_MANY = Budget(205, "the same, with turns for 64")
@@ -64,13 +66,17 @@ class Counting:
 
 
 class World:
-    """A data plane with a listening socket and a backend, and the bytecodes of its turns."""
+    """A data plane with a listening socket and a backend, and the bytecodes of its turns. A
+    ``header`` in front of each hello is read where it is for balancers."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, header: bytes = b"") -> None:
         self.plane = Plane(folder)
         self.plane.connections.log.connections = False
         self.counting = Counting()
-        self.listener = Listener(self.plane._listening, self.plane.connections)
+        self.listener = Listener(
+            self.plane._listening, self.plane.connections, announced=bool(header)
+        )
+        self.header = header
         self.backend: Backend = self.plane.backend("a.example", 2 * MANY)
         self.number = 0
 
@@ -85,7 +91,7 @@ class World:
         client = socket.create_connection(self.plane._listening.getsockname(), 20)
         self.number += 1
         wire = hello("a.example")
-        client.sendall(wire[:11] + self.number.to_bytes(32) + wire[43:])
+        client.sendall(self.header + wire[:11] + self.number.to_bytes(32) + wire[43:])
         return client
 
     def connections(self, count: int, answer: bytes = ANSWER) -> None:
@@ -115,7 +121,7 @@ def world(
     if request.config.getoption("--sniproxy"):
         pytest.skip("not applicable: only an interpreter can be asked for its bytecodes")
     monkeypatch.chdir(tmp_path)
-    made = World(tmp_path)
+    made = World(tmp_path, getattr(request, "param", b""))
     yield made
     made.plane.close()
 
@@ -139,6 +145,17 @@ def test_bytecodes_of_a_connection(
     for _ in range(5):
         world.connections(at_a_time, answer)
     assert budget.allows(used(world, 5 * at_a_time))
+
+
+@pytest.mark.parametrize(
+    "world", [version_2(("192.0.2.1", 1), ("192.0.2.2", 443), "")], indirect=True
+)
+def test_bytecodes_of_an_announced_connection(world: World) -> None:
+    world.connections(1)
+    world.counting.counts.clear()
+    for _ in range(5):
+        world.connections(1)
+    assert ANNOUNCED.allows(used(world, 5))
 
 
 @pytest.mark.parametrize(

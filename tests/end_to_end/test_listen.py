@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import resource
-import shlex
 import socket
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import pytest
 from tests.end_to_end.harness import TIMEOUT, directory_name
 from tests.processes import forbid
 
-PROGRAM = "import sys; from sniproxy.commands import main; sys.exit(main())"
-
 SHOW = """
 import json, socket, sys
 with open(sys.argv[1], "w") as out:
@@ -25,25 +22,6 @@ with open(sys.argv[1], "w") as out:
 """
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture
-def listen(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Give sniproxy-listen as a file, sniproxy-check beside it: scripts of the source, or links to
-    the executable."""
-    option: str | None = request.config.getoption("--sniproxy")
-    words = shlex.split(option or "")
-    if len(words) > 1:
-        pytest.skip("not applicable: --sniproxy is no single file that has another name")
-    folder = tmp_path / "ours"
-    folder.mkdir()
-    for name in ("sniproxy-listen", "sniproxy-check"):
-        if words:
-            (folder / name).symlink_to(pathlib.Path(words[0]).resolve())
-        else:
-            (folder / name).write_text(f"#!{sys.executable} -P\n{PROGRAM}\n")
-            (folder / name).chmod(0o755)
-    return folder / "sniproxy-listen"
 
 
 def run(
