@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterable
 
 from sniproxy.dataplane.state import Arriving, Direction, Leaving, Relayed, State, encode
+from sniproxy.parser.proxy_header import version_1, version_2
 from tests.hello import extension, hello, message, records, server_name
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
@@ -46,6 +47,14 @@ def seeds(target: str) -> list[bytes]:
             "a..b",
         ]
         return [name.encode() for name in names]
+    if target == "announcement":
+        ends = ("192.0.2.1", 40000), ("192.0.2.2", 443)
+        six = ("2001:db8::1", 1), ("::1", 2)
+        tlvs = b"\4\0\2xx\5\0\2id"
+        headers = [version_1(*ends), version_1(*six), version_1("", "")]
+        headers += [version_2(*pair, "a.example", tlvs) for pair in (ends, six, ("", ""))]
+        headers.append(version_2(b"/run/a", b"/run/b", "a"))
+        return [cut + header + b"\x16\3\1" for header in headers for cut in (b"\0", b"\xff")]
     if target == "handover":
         idle, ended = Direction(1, 0, 0), Direction(2, 1, 0)
         address = ("192.0.2.1", 443)

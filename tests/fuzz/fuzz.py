@@ -21,7 +21,13 @@ from types import FrameType
 from tests.fuzz.corpus import CORPUS, load, save, seeds
 from tests.fuzz.targets import TARGETS
 
-MAX_LENGTH = {"client_hello": 2048, "host_name": 300, "proxy_header": 300, "handover": 600}
+MAX_LENGTH = {
+    "client_hello": 2048,
+    "host_name": 300,
+    "proxy_header": 300,
+    "announcement": 600,
+    "handover": 600,
+}
 
 
 def fuzz_here(target: str, arguments: list[str]) -> None:

@@ -28,7 +28,15 @@ from sniproxy.dataplane.state import (
 from sniproxy.parser.alert import Refusal
 from sniproxy.parser.client_hello import ClientHelloParser, usual_host_name
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
-from sniproxy.parser.proxy_header import SocketAddress, version_1, version_2
+from sniproxy.parser.proxy_header import (
+    MAX_VERSION_1,
+    MAX_VERSION_2,
+    Header,
+    SocketAddress,
+    version_1,
+    version_2,
+)
+from sniproxy.parser.proxy_header import decode as read_header
 from sniproxy.process.parcel import take
 from sniproxy.tools.hostname import MAX_LABEL, InvalidNameError, to_ascii
 from tests.hello import hello
@@ -104,6 +112,56 @@ def proxy_header(data: bytes) -> None:
     assert _decode_2(block) == (expected, host)
 
 
+def announcement(data: bytes) -> None:
+    """Read a PROXY header in cuts that the input chooses, and as a whole: both say the same, which
+    is what the specification does."""
+    step, wire = (data[0] % 40 + 1, data[1:]) if data else (1, b"")
+    outcome: Header | str | None = None
+    at = 0
+    while at < len(wire) and outcome is None:
+        at += step
+        outcome = _announced(wire[:at])
+    assert outcome == _announced(wire)
+    assert outcome in ("no_proxy_header", "bad_proxy_header", None) or isinstance(outcome, Header)
+    if not isinstance(outcome, Header):
+        assert outcome is not None or len(wire) < MAX_VERSION_2
+        assert outcome is not None or not wire.startswith(b"PROXY ") or len(wire) < MAX_VERSION_1
+        return
+    header = wire[: outcome.length]
+    assert len(header) == outcome.length
+    # A byte less is none yet, and what is behind it changes nothing.
+    assert _announced(header[:-1]) is None
+    assert _announced(header + b"\x16\3\1") == outcome
+    ends = outcome.source, outcome.destination
+    if not isinstance(outcome.source, tuple):
+        assert outcome.source is None or header[13] == 0x31
+    elif header.startswith(b"PROXY "):
+        assert _expected(*ends) == _expected(*_words(header))
+    else:
+        # Written again, it says the same.
+        assert _decode_2(version_2(*ends, "a")) == (_expected(*ends), "a")
+    # What goes on is whole, and came so.
+    passed = outcome.tlvs
+    while passed:
+        size = 3 + int.from_bytes(passed[1:3], "big")
+        assert passed[:size] in header
+        assert len(passed) >= size
+        passed = passed[size:]
+
+
+def _announced(received: bytes) -> Header | str | None:
+    try:
+        return read_header(received)
+    except Refusal as refused:
+        return refused.reason
+
+
+def _words(line: bytes) -> list[tuple[str, int]]:
+    """Take the words of a line, whose addresses may be written in another way."""
+    _, _, source, destination, *ports = line.decode("ascii").split()
+    return [(source, int(ports[0])), (destination, int(ports[1]))]
+
+
 def _address(family: socket.AddressFamily, kind: int, data: bytes) -> SocketAddress:
     """Give an address as a socket of that family has it."""
     port = int.from_bytes(data[16:18], "big")
@@ -112,7 +170,7 @@ def _address(family: socket.AddressFamily, kind: int, data: bytes) -> SocketAddr
     if family == socket.AF_INET6:
         address = bytes(10) + b"\xff\xff" + data[:4] if kind & 1 else data[:16]
         return socket.inet_ntop(family, address), port, 0, 0
-    return (data[:16].hex(), data[:16], "", None)[kind & 3]
+    return (data[:16].hex(), "", None)[kind % 3]
 
 
 Endpoints = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int] | None
@@ -247,4 +305,6 @@ def _descriptor(kind: int) -> int:
     return one.detach()
 
 
-TARGETS = {one.__name__: one for one in (client_hello, host_name, proxy_header, handover)}
+TARGETS = {
+    one.__name__: one for one in (client_hello, host_name, proxy_header, announcement, handover)
+}
