@@ -10,6 +10,7 @@ import pytest
 from support import (
     BLOG,
     EXAMPLES,
+    TIMEOUT,
     Backend,
     Client,
     ask,
@@ -57,7 +58,10 @@ def supervised(
         path = f"{binders}:{os.environ['PATH']}"
         running.append(subprocess.Popen(["s6-svscan", scan], env=os.environ | {"PATH": path}))
         eventually("all listen", lambda: len(listening_inodes()) == len(names))
-        return [scan / name for name in names]
+        services = [scan / name for name in names]
+        # s6-supervise notes a service as up after it has started it.
+        run("s6-svwait", "-u", "-t", str(1000 * TIMEOUT), *services)
+        return services
 
     yield start
     run("s6-svscanctl", "-t", scan)
@@ -85,5 +89,5 @@ def test_down_is_a_graceful_stop(supervised: Callable[..., list[pathlib.Path]]) 
         run("s6-svc", "-d", service)
         eventually("it listens no more", lambda: not listening_inodes())
         assert client.ask() == "the blog"
-    run("s6-svwait", "-d", "-t", "30000", service)
+    run("s6-svwait", "-d", "-t", str(1000 * TIMEOUT), service)
     assert run("s6-svstat", "-o", "exitcode,signal", service).split() == ["0", "NA"]
