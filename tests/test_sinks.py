@@ -182,6 +182,41 @@ def test_a_full_disk_merges_no_lines(tmp_path: pathlib.Path, flags: int) -> None
     assert sum("event=other" in line or "event=again" in line for line in lines) == 6
 
 
+def test_two_that_find_the_disk_full_at_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers, which share a description: one writes as soon as the other's part of a line is taken
+    back, and a part of its own is all that there is room for."""
+    path = tmp_path / "log"
+
+    def work() -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        logs = [Log(sink_of(fd)), Log(sink_of(fd))]
+        truncate = os.ftruncate
+
+        def truncate_and_be_interrupted(*arguments: int) -> None:
+            monkeypatch.undo()
+            truncate(*arguments)
+            logs[1].info("other", text="x" * 100)
+
+        monkeypatch.setattr(os, "ftruncate", truncate_and_be_interrupted)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        logs[0].info("one", text="x" * 100)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        logs[0].info("again", writer=0)
+        logs[1].info("again", writer=1)
+
+    in_child(work)
+    lines = path.read_text().splitlines()
+    assert [line.partition(" event=")[2] for line in lines] == [
+        "again writer=0",
+        "log_lines_dropped count=1",
+        "again writer=1",
+        "log_lines_dropped count=1",
+    ]
+
+
 def test_a_line_that_can_t_be_taken_back_is_ended(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "log"
 

@@ -5,6 +5,7 @@ MSG_DONTWAIT, a pipe takes a non-blocking splice(2), a terminal is opened anew, 
 """
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -110,6 +111,10 @@ class FileSink(Sink):
     A full disk takes a part of a line. Others write to the same file, this program's other
     processes and its next copy among them, and none of them could know that the line is to be
     completed or ended first. So it is taken back, where it is the end of the file.
+
+    The disk is full for the others until that is done, and in a file that is appended to nothing is
+    to be done after it: then somebody else's line may be there. (``2>`` appends not: whoever writes
+    in between leaves a gap there. ``2>>`` does.)
     """
 
     def __init__(self, fd: int) -> None:
@@ -124,9 +129,10 @@ class FileSink(Sink):
             end = os.lseek(self._fd, 0, os.SEEK_CUR)
             if os.fstat(self._fd).st_size != end:
                 return taken
-            # What is appended meanwhile would be lost, but the disk is full for others too.
+            appends = fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_APPEND
             os.ftruncate(self._fd, end - taken + whole)
-            os.lseek(self._fd, whole - taken, os.SEEK_CUR)
+            if not appends:
+                os.lseek(self._fd, whole - taken, os.SEEK_CUR)
         except OSError:
             return taken
         if not whole:
