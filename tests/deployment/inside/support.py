@@ -246,6 +246,16 @@ def follow(commands: str, folder: pathlib.Path = HERE) -> str:
 
 def listening_inodes() -> list[str]:
     """Name the sockets that listen on port 443, each by its inode."""
+    return sorted(row[9] for row in _sockets_on_443() if row[3] == "0A")
+
+
+def served_connections() -> list[list[str]]:
+    """Give the rows of connections to port 443, proc_net_tcp(5); who waits in the queue there has
+    inode 0."""
+    return [row for row in _sockets_on_443() if row[3] == "01"]
+
+
+def _sockets_on_443() -> list[list[str]]:
     tables = [pathlib.Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table.splitlines()[1:]]
-    return sorted(row[9] for row in rows if row[1].endswith(":01BB") and row[3] == "0A")
+    return [row for row in rows if row[1].endswith(":01BB")]

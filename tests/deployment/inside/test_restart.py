@@ -106,9 +106,13 @@ def goes_on(traffic: Traffic, *actions: Callable[[], object]) -> None:
     """See that actions restart the program, and that all that is open goes on."""
     for action in actions:
         before = main_pid()
-        log = log_of(lambda action=action: traffic.across(action))
-        eventually("another process serves", lambda old=before: main_pid() not in {0, old})
-        eventually("it is ready", lambda: shown("ActiveState") == "active")
+
+        def act(action: Callable[[], object] = action, before: int = before) -> None:
+            traffic.across(action)
+            eventually("another process serves", lambda: main_pid() not in {0, before})
+            ready()
+
+        log = log_of(act)
         counts = adopted(log)
         assert counts, log
         for count, lost in counts:
@@ -323,7 +327,7 @@ def test_a_stop_in_the_middle_of_a_restart() -> None:
             assert stored() > 0
             run("systemctl", "stop", "sniproxy.socket", "sniproxy.service")
         assert shown("ActiveState") in {"inactive", "failed"}
-        assert stored() == 0
+        eventually("nothing is stored", lambda: stored() == 0)
         assert len(traffic.finish()) >= 4
         traffic.lost.clear()
     run("systemctl", "start", "sniproxy.socket", "sniproxy.service")

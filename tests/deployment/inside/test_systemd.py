@@ -77,6 +77,8 @@ def test_nothing_but_the_hosts_is_in_reach(blog: pathlib.Path) -> None:
 def test_a_worker_that_died_is_replaced_in_the_jail(blog: pathlib.Path) -> None:
     """There is one for each CPU, also where /sys and most of /proc are not to be seen."""
     assert ask(BLOG) == "the blog"
+    # The first may serve before the others are there.
+    eventually("all are started", lambda: shown("ActiveState") == "active")
 
     def workers() -> set[int]:
         children = run("pgrep", "--parent", str(main_pid()), check=False)

@@ -18,7 +18,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any
 
-from support import HOSTS, TIMEOUT, eventually, first_message, make_host
+from support import (
+    HOSTS,
+    TIMEOUT,
+    eventually,
+    first_message,
+    make_host,
+    served_connections,
+)
 
 ADDRESS = "127.0.0.1", 443
 
@@ -385,6 +392,7 @@ class Traffic:
         client = await self._connect()
         hello = self._hello(name)
         await self._loop.sock_sendall(client, hello[: len(hello) // 2])
+        await self._accepted(client)
 
         async def rest() -> None:
             await go_on.wait()
@@ -405,6 +413,7 @@ class Traffic:
         hello = self._hello(name)
         client = await self._connect()
         await self._loop.sock_sendall(client, hello)
+        await self._accepted(client)
 
         async def rest() -> None:
             await go_on.wait()
@@ -413,6 +422,12 @@ class Traffic:
             await self._served(listening, client, hello)
 
         return rest
+
+    async def _accepted(self, client: socket.socket) -> None:
+        """Wait until the proxy has a connection: what is in the queue is handed over by nobody."""
+        port = f":{client.getsockname()[1]:04X}"
+        while not any(row[2].endswith(port) and row[9] != "0" for row in served_connections()):
+            await asyncio.sleep(0.01)
 
     async def _served(self, listening: socket.socket, client: socket.socket, hello: bytes) -> None:
         """See that a client's hello arrives, whoever stands before it, and an answer."""
