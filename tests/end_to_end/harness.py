@@ -101,11 +101,12 @@ def lowest_free_descriptor(pid: int) -> int:
 
 
 def memory(proxy: Proxy) -> int:
-    """Give the resident bytes of all processes of a proxy, proc(5)."""
+    """Give the resident bytes of all processes of a proxy that no file has, proc(5): what is
+    shared of a file counts the less, the more other programs run on this machine."""
     total = 0
     for pid in (proxy.process.pid, *children(proxy.process.pid)):
         for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith("Pss_Anon:"):
                 total += int(line.split()[1]) * 1024
     return total
 

@@ -20,6 +20,7 @@ from tests.end_to_end.harness import (
     read_all,
     read_exactly,
     wait_for,
+    wait_until,
 )
 from tests.hello import hello
 
@@ -324,6 +325,12 @@ def test_the_log_can_neither_block_nor_kill(
         os.close(read)
 
 
+def refuses(address: tuple[str, int]) -> bool:
+    """Say whether nobody listens."""
+    with socket.socket() as late:
+        return late.connect_ex(address) != 0
+
+
 def test_inetd_wait(start: Start, backend_of: Make) -> None:
     """Descriptors 0, 1 and 2 are the listening socket: nothing is written, all are closed."""
     listening = socket.create_server(("127.0.0.1", 0))
@@ -342,12 +349,7 @@ def test_inetd_wait(start: Start, backend_of: Make) -> None:
         address = listening.getsockname()
         listening.close()
         # Ours was the last other copy: when the proxy has closed all of its own, nobody listens.
-        for _ in range(100_000):
-            with socket.socket() as late:
-                if late.connect_ex(address):
-                    break
-        else:
-            pytest.fail("still listening")
+        wait_until(lambda: refuses(address))
         stream.sendall(b"bye")
         stream.close()
         assert read_exactly(client, 3) == b"bye"

@@ -1,6 +1,5 @@
 """Tracing: which paths a program touches, as strace(1) tells."""
 
-import os
 import pathlib
 import re
 import shutil
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from bench.calls import SAME
+from tests.end_to_end.harness import wait_until
 
 CALLS = "%file,fchdir,connect,accept4"
 """Every system call that takes a path, what else changes or uses one, and accept4, from which on a
@@ -16,8 +16,6 @@ proxy is at work."""
 
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 _PATH = re.compile(r'"((?:[^"\\]|\\.)*)"')
-PATIENCE = 200_000
-"""How often the trace is read again before a test gives up."""
 
 
 def traced(command: Sequence[str], trace: pathlib.Path, *options: str) -> list[str]:
@@ -40,12 +38,9 @@ def traced(command: Sequence[str], trace: pathlib.Path, *options: str) -> list[s
 
 def finished(trace: pathlib.Path, pid: int) -> list[str]:
     """Wait for the last line of the process ``pid``; give all lines."""
-    for _ in range(PATIENCE):
-        text = trace.read_text() if trace.exists() else ""
-        if re.search(rf"^{pid} +\+\+\+ ", text, re.MULTILINE):
-            return text.splitlines()
-        os.sched_yield()
-    raise AssertionError(text)
+    last = re.compile(rf"^{pid} +\+\+\+ ", re.MULTILINE)
+    wait_until(lambda: trace.exists() and last.search(trace.read_text()) is not None)
+    return trace.read_text().splitlines()
 
 
 def touched(lines: Sequence[str]) -> set[tuple[str, str]]:

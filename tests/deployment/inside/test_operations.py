@@ -351,7 +351,8 @@ def memory(pid: int) -> int:
     """Give the bytes that a process and its children have for themselves."""
     pids = pid, *run("pgrep", "--parent", str(pid), check=False).split()
     texts = [pathlib.Path(f"/proc/{one}/smaps_rollup").read_text() for one in pids]
-    return sum(1024 * int(kb) for kb in re.findall(r"^Pss: +(\d+)", "".join(texts), re.MULTILINE))
+    sizes = re.findall(r"^Pss_Anon: +(\d+)", "".join(texts), re.MULTILINE)
+    return sum(1024 * int(kb) for kb in sizes)
 
 
 def flood(stream: socket.socket) -> None:
