@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 HERE = pathlib.Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "peers"
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+APACHE_MODULES = pathlib.Path("/usr/lib/apache2/modules")
 PATIENCE = 60
 """Seconds that a client has: Java compiles first."""
 
@@ -232,9 +233,14 @@ def nginx_with(folder: pathlib.Path, http: str, stream: str = "") -> list[str]:
 
 
 def haproxy(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
+    page = "served by haproxy over %[ssl_fc_protocol]"
+    return [haproxy_with(folder, f"unix@{path} ssl crt {pem}", page)]
+
+
+def haproxy_with(folder: pathlib.Path, bind: str, page: str) -> list[str]:
+    """Configure an HAProxy that has one page."""
     program = need("haproxy", "haproxy")
     configuration = folder / "haproxy.cfg"
-    page = 'lf-string "served by haproxy over %[ssl_fc_protocol]"'
     configuration.write_text(
         f"""defaults
     mode http
@@ -242,21 +248,37 @@ def haproxy(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list
     timeout server 60s
     timeout connect 5s
 frontend web
-    bind unix@{path} ssl crt {pem}
-    http-request return status 200 content-type text/plain {page}
+    bind {bind}
+    http-request return status 200 content-type text/plain lf-string "{page}"
 """
     )
-    return [[program, "-db", "-q", "-f", str(configuration)]]
+    return [program, "-db", "-q", "-f", str(configuration)]
 
 
 def apache(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
+    (folder / "index.html").write_text('served by apache over <!--#echo var="SSL_PROTOCOL" -->\n')
+    lines = f"""LoadModule dir_module {APACHE_MODULES}/mod_dir.so
+LoadModule include_module {APACHE_MODULES}/mod_include.so
+DirectoryIndex index.html
+<Directory {folder}>
+Options +Includes
+SetOutputFilter INCLUDES
+</Directory>
+SSLOptions +StdEnvVars
+"""
+    return apache_with(folder, pem, path, lines)
+
+
+def apache_with(
+    folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path, lines: str
+) -> list[list[str]]:
+    """Configure an Apache that is no system's service, and a forwarder: it has TCP only."""
     program = need("apache2", "apache2-bin")
     port = free_port()
-    (folder / "index.html").write_text('served by apache over <!--#echo var="SSL_PROTOCOL" -->\n')
     configuration = folder / "apache.conf"
     modules = "\n".join(
-        f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so"
-        for name in ("mpm_event", "authz_core", "dir", "include", "ssl")
+        f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so"
+        for name in ("mpm_event", "authz_core", "ssl")
     )
     configuration.write_text(
         f"""ServerRoot {folder}
@@ -267,19 +289,13 @@ PidFile {folder}/pid
 ErrorLog {folder}/error
 Mutex file:{folder}
 DocumentRoot {folder}
-DirectoryIndex index.html
-<Directory {folder}>
-Options +Includes
-SetOutputFilter INCLUDES
-</Directory>
 User nobody
 Group nogroup
 SSLEngine on
-SSLOptions +StdEnvVars
 SSLCertificateFile {pem}
 SSLCertificateKeyFile {pem}
 SSLSessionCache none
-"""
+{lines}"""
     )
     folder.chmod(0o755)
     command = [program, "-f", str(configuration), "-DFOREGROUND"]
