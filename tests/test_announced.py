@@ -204,6 +204,24 @@ def test_checks_are_not_told_of(plane: Plane, announce: Announce, first: bytes, 
     quietly(plane)
 
 
+@pytest.mark.parametrize("mapped", ["", "::ffff:"])
+def test_a_balancer_that_announces_itself_is_a_check(
+    plane: Plane, announce: Announce, mapped: str
+) -> None:
+    """HAProxy's, with version 1, which has no LOCAL. Anybody else at its address is a client."""
+    client = announce()
+    (ours, port), theirs = client.getsockname(), client.getpeername()
+    client.sendall(version_1((mapped + ours, port), (mapped + theirs[0], theirs[1])))
+    plane.turn(2)
+    reset(client)
+    quietly(plane)
+    client = announce(version_1((ours, port ^ 1), theirs))
+    plane.turn()
+    reset(client)
+    plane.until(lambda: not plane.connections.totals.open)
+    assert f"client={ours}:{port ^ 1} host=none end=reset_by_client " in plane.log
+
+
 def test_a_check_that_stays(plane: Plane, announce: Announce) -> None:
     checks = [announce(LOCAL), announce()]
     plane.clock.advance(PATIENCE + 0.2)
@@ -330,6 +348,16 @@ def test_a_check_goes_on_as_one(before: Plane, after: Plane) -> None:  # noqa: F
     for client in clients:
         client.close()
     quietly(after)
+
+
+def test_a_client_goes_on_as_one(before: Plane, after: Plane) -> None:  # noqa: F811
+    """It is not taken for the balancer itself where its header is read anew."""
+    client = before.client(V1, kind=AnnouncedArrival)
+    before.turn()
+    pass_on(before, after)
+    reset(client)
+    after.until(lambda: not after.connections.totals.open)
+    assert "client=192.0.2.1:40000 host=none end=reset_by_client " in after.log
 
 
 def test_a_hello_larger_than_the_buffer_goes_on(before: Plane, after: Plane) -> None:  # noqa: F811

@@ -3,7 +3,8 @@ is.
 
 The header is required: that a socket is one for balancers says its name, never what arrives. It and
 the hello have ``PATIENCE`` together. Balancers also look whether we are there, by connecting and
-closing or with a header that announces nobody: that is no client, and nothing is told of it.
+closing or with a header that announces nobody, or none but themselves: that is no client, and
+nothing is told of it.
 """
 
 from socket import MSG_DONTWAIT, SocketType
@@ -14,13 +15,13 @@ from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.parser.alert import Refusal
 from sniproxy.parser.client_hello import usual_host_name
-from sniproxy.parser.proxy_header import Header, SocketAddress, decode
+from sniproxy.parser.proxy_header import IPV4_MAPPED, Header, SocketAddress, decode
 
 
 class AnnouncedArrival(Arrival):
     """A client whose first bytes are to be a PROXY header."""
 
-    __slots__ = ("_given", "_head")
+    __slots__ = ("_given", "_head", "_own")
 
     announced = True
 
@@ -35,12 +36,14 @@ class AnnouncedArrival(Arrival):
         self._given: Header | None = None
         self._head = b""
         """The header as it came: another process reads it anew."""
+        self._own = address
+        """That of the connection itself, whoever is announced."""
 
     # From one process to the next.
 
     def carried(self) -> Carried:
         received = self._head + (self._received or b"")
-        state = Arriving(self.address, self.accepted_at, len(received), announced=True)
+        state = Arriving(self._own, self.accepted_at, len(received), announced=True)
         return Carried(state, [self._socket], received)
 
     # The header.
@@ -124,8 +127,20 @@ class AnnouncedArrival(Arrival):
             super().end(how)
 
     def _is_check(self) -> bool:
-        """Say whether nobody has been announced, nor has said anything, so far."""
+        """Say whether nobody has been announced, nor has said anything, so far.
+
+        HAProxy's check has no LOCAL in version 1: there it announces itself.
+        """
         if not self._undecided or self._parser is not None:
             return False
         given = self._given
-        return not self._received if given is None else given.source is None
+        if given is None:
+            return not self._received
+        return given.source is None or _same(given.source, self._own)
+
+
+def _same(announced: SocketAddress, own: SocketAddress) -> bool:
+    """Say whether a header's address is that of the connection itself, IPv4-mapped or not."""
+    if not isinstance(announced, tuple) or not isinstance(own, tuple):
+        return False
+    return announced[1] == own[1] and announced[0] == own[0].removeprefix(IPV4_MAPPED)
