@@ -66,41 +66,50 @@ class AnnouncedArrival(Arrival):
             self.end("no_hello")
             return False
         if self._given is not None:
-            return super()._take(data)
+            return self._take_hello(data)
         if not len(data):
             self.refuse(Refusal(None, "bad_proxy_header"))
             return False
         connections = self._connections
-        received = self._received + data if self._received else data
+        received: bytes | bytearray | memoryview = data
+        if self._received is not None:
+            self._received += data
+            received = self._received
         try:
             given = decode(received)
         except Refusal as refused:
             self.refuse(refused)
             return False
         if given is None:
-            self._received = bytearray(received)
+            if self._received is None:
+                self._received = bytearray(data)
             connections.keep(self, self._received.__sizeof__())
             return True
         self._given, self._received = given, None
-        if self.kept:
-            connections.keep(self, 0)
         if given.source is not None:
             self.address = given.source
         self._head = bytes(received[: given.length])
         rest = received[given.length :]
         view = connections.relay.view
         size = len(rest)
-        if size > len(view):
-            return super()._take(bytes(rest))
         if not size:
+            connections.keep(self, len(self._head))
             return True
+        if size > len(view):
+            return self._take_hello(bytes(rest))
         # As if it had been read without a header: to the usual place, and its usual way.
         view[:size] = rest
         host = usual_host_name(connections.relay.buffer, size)
         if host is None:
-            return super()._take(view[:size])
+            return self._take_hello(view[:size])
         self._decide(host, host, False, view[:size])
         return False
+
+    def _take_hello(self, data: bytes | memoryview) -> bool:
+        more = super()._take(data)
+        if more and self._undecided:  # it may just have made room itself
+            self._connections.keep(self, self.kept + len(self._head))
+        return more
 
     def _header(self, version: int) -> bytes:
         given = self._given or Header(0)
