@@ -362,6 +362,41 @@ def test_a_look_at_what_another_was_woken_for(plane: Plane, listening: socket.so
     listener.close()
 
 
+def test_who_has_accepted_is_woken_last(plane: Plane, listening: socket.socket) -> None:
+    """And is not told of what another one is woken for, though it has registered before it."""
+    listener = Listener(listening.dup(), plane.connections, lambda: None)
+    other = select.epoll()
+    other.register(listening, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    clients = connect(listening, 1)
+    plane.until(lambda: plane.connections.totals.accepted == 1)
+    thread = in_thread(lambda: other.poll(TIMEOUT))
+    wait_until(lambda: asleep(thread))
+    clients += connect(listening, 1)
+    thread.join()
+    plane.turn(5)
+    assert plane.connections.totals.accepted == 1
+    close_all(clients)
+    other.close()
+    listener.close()
+
+
+def test_who_cannot_step_back_goes_on_later(plane: Plane, listening: socket.socket) -> None:
+    listener = Listener(listening.dup(), plane.connections, lambda: None)
+    clients = connect(listening, 1)
+    # As where the kernel has no memory to register it anew.
+    plane.poller._epoll.unregister(listener._socket.fileno())
+    listener.ready(select.EPOLLIN)
+    assert plane.connections.totals.accepted == 1
+    clients += connect(listening, 1)
+    plane.turn(5)
+    assert plane.connections.totals.accepted == 1
+    plane.clock.advance(PAUSE)
+    plane.until(lambda: plane.connections.totals.accepted == 2)
+    assert plane.log.count("event=accept_failed") == 1
+    close_all(clients)
+    listener.close()
+
+
 @pytest.mark.parametrize(
     "error",
     [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL, errno.EFAULT],

@@ -25,10 +25,8 @@ from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
 LARGEST_BATCH = 64
 """Connections accepted in a row before the others have their turn."""
 
-STINT = 16
-"""Connections that a worker accepts before it lets the others be woken first. The kernel wakes the
-workers always in the same order, and the first one that waits gets the connection: at light load
-that would be the same one each time. (nginx steps back after as many.)"""
+SHARED_BATCH = 16
+"""The same where other workers share the queue: what a batch takes they can't."""
 
 PAUSE = 0.1
 """Seconds without accepting when no descriptor is free: the queue keeps the connections."""
@@ -86,7 +84,6 @@ class Listener:
         self._kind = AnnouncedArrival if announced else Arrival
         self._crowded = crowded
         self._shared = crowded is not None
-        self._stint = STINT
         # As a plain number: the property converts it to an enumeration each time.
         self._family = int(listening.family)
         self._batch = 1
@@ -124,7 +121,8 @@ class Listener:
         cost more than it tells.
         """
         turn = self._connections.poller.turn
-        largest = STINT if self._shared else LARGEST_BATCH
+        shared = self._shared
+        largest = SHARED_BATCH if shared else LARGEST_BATCH
         self._batch = min(2 * self._batch, largest) if turn == self._last_turn + 1 else 1
         self._last_turn = turn
         # Others may take what the poller told us of, and a blocking accept would stop everything.
@@ -138,11 +136,6 @@ class Listener:
         lines = connections.lines
         kind = self._kind
         make = socket.SocketType
-        if self._shared:
-            self._stint -= self._batch
-            if self._stint <= 0:  # to the end of the row of workers that are woken
-                self._stint = STINT
-                self.look()
         for _ in range(self._batch):
             if FOR_A_DESCRIPTOR in lines:
                 # What is free next is for the backends of those who are here already.
@@ -174,18 +167,23 @@ class Listener:
                 raise
             self._failures = 0
             welcome(connections, client, address, kind)
+            if shared:
+                # Once a turn. Whoever has accepted is woken last for another: so all get as many,
+                # and who is at work is not told of a connection that wakes somebody who sleeps.
+                shared = False
+                self.look()
         if self._leaving:
             connections.poller.again(self)
 
     def look(self) -> None:
-        """See what is in the queue, though another worker was woken for it."""
+        """See what is in the queue, though another worker was woken for it. The next connection
+        wakes this one last of all."""
         if self._watched:
-            self._see_to_going_on()
-            self._unwatch()
             try:
-                self._watch()
+                self._connections.poller.requeue_listener(self._socket.fileno())
             except OSError as error:
                 self._trouble(error)
+                self._pause()
 
     def _trouble(self, error: OSError) -> None:
         """Log an error of the system, which may last."""

@@ -30,6 +30,7 @@ RECOVERY = 0.01
 """Seconds that a turn which has failed leaves to whatever holds the memory."""
 
 _EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+_SHARED = READ | select.EPOLLEXCLUSIVE
 _ANYTHING = READ | WRITE | HANG_UP
 _MAX_EVENTS = 256
 _NESTED = 8
@@ -103,9 +104,16 @@ class Poller:
         """Register a listening socket, level-triggered: who shares it may leave us the rest.
 
         Of several workers that have registered it as ``shared``, a connection wakes only one: the
-        first that waits, in the order in which they registered.
+        first that waits, in the order in which they registered. Those before it, who do not wait,
+        are told of it as well.
         """
-        self._enter(fd, watcher, READ | select.EPOLLEXCLUSIVE if shared else READ)
+        self._enter(fd, watcher, _SHARED if shared else READ)
+
+    def requeue_listener(self, fd: int) -> None:
+        """Go to the end of the row of workers that a connection may wake; what waits is still an
+        event. Where this fails, it is watched no longer."""
+        self._epoll.unregister(fd)
+        self._register(fd, _SHARED)
 
     def attend(self, fd: int, call: Callable[[], object]) -> None:
         """Call a function while there is something to be read, until ``unwatch``."""

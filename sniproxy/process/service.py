@@ -288,7 +288,7 @@ class _Service:
 
         server.poller.attend(channel.fileno(), receive)
         parcels = self._parcels
-        share = sum(parcel.count for parcel in parcels) // self._count + 1
+        share = -(-sum(parcel.count for parcel in parcels) // self._count)
         first = number * len(parcels) // self._count
         adopted = server.adopt([*parcels[first:], *parcels[:first]], share)
         report(supervisor.READY, adopted=adopted)

@@ -1,6 +1,5 @@
 """Several workers: they share the work, and the supervisor keeps them."""
 
-import collections
 import os
 import pathlib
 import re
@@ -25,7 +24,6 @@ from tests.end_to_end.harness import (
 from tests.hello import hello
 
 HELLO = hello("a.example")
-ROUNDS = 8
 Start = Callable[..., Proxy]
 Make = Callable[..., Backend]
 
@@ -97,26 +95,6 @@ def test_a_bad_number_is_a_warning(start: Start, backend_of: Make) -> None:
     serves(proxy, backend_of(proxy.directory("a.example")))
     assert proxy.log.count("event=bad_setting") == 1
     assert "SNIPROXY_WORKERS=many" in proxy.log
-
-
-def test_the_load_is_spread_evenly(start: Start, backend_of: Make) -> None:
-    """64 clients at a time. Where the machine is so busy that one worker hardly runs, the other
-    rightly takes more: the best of some rounds counts. Without turns no round would be even."""
-    proxy = start()
-    backend = backend_of(proxy.directory("a.example"))
-    shares = []
-    for _ in range(ROUNDS):
-        share: collections.Counter[int] = collections.Counter()
-        for _ in range(4):
-            pairs = [relayed(proxy, backend) for _ in range(64)]
-            share.update(workers_of(proxy, [client for client, _ in pairs]))
-            for client, stream in pairs:
-                stream.close()
-                client.close()
-        shares.append(sorted(share.values()))
-        if len(share) == 2 and max(share.values()) <= 1.5 * min(share.values()):
-            return
-    pytest.fail(f"never even: {shares}")
 
 
 def test_a_killed_worker_takes_only_its_own(start: Start, backend_of: Make) -> None:
