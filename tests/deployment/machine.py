@@ -28,6 +28,7 @@ BOOTS = (
         "test_systemd.py",
         "test_users.py",
         "test_variants.py",
+        "test_balancers.py",
         "test_operations.py",
         "test_package.py",
         "test_restart.py",
