@@ -66,7 +66,8 @@ def runs(function: ast.FunctionDef) -> bool:
 
 def steps() -> set[str]:
     """Name the commands of the run of everything, without the variables of make."""
-    found = re.findall(r"^step \S+ (.+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    run = (ROOT / ".ci" / "run").read_text()
+    found = re.findall(r"^(?:step|beside) \S+ (.+)$", run, re.MULTILINE)
     return {re.sub(r" \w+=\S+", "", command) for command in found}
 
 
