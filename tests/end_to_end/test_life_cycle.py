@@ -357,8 +357,9 @@ def test_inetd_wait(start: Start, backend_of: Make) -> None:
     assert proxy.process.wait(TIMEOUT) == 0
 
 
-def test_descriptors_exhausted(start: Start, backend_of: Make) -> None:
-    """The oldest undecided hello makes room; an honest client is served."""
+def test_descriptors_exhausted(start: Start, backend_of: Make, workers: str) -> None:
+    """The oldest undecided hello makes room; an honest client is served. Each process that has none
+    left says so once."""
 
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
@@ -377,7 +378,7 @@ def test_descriptors_exhausted(start: Start, backend_of: Make) -> None:
     assert read_all(slow[0]) == b"\x15\3\3\0\2\2\x5a"
     for client in slow:
         client.close()
-    assert proxy.log.count("event=accept_failed") == 1
+    assert 1 <= proxy.log.count("event=accept_failed") <= int(workers)
 
 
 def test_a_thousand_idle_connections_stay(start: Start, backend_of: Make) -> None:
