@@ -114,22 +114,24 @@ class Server:
 
     def adopt(self, parcels: Sequence[Parcel], most: int = sys.maxsize) -> int:
         """Go on with about ``most`` connections of who was here before, if there is room for their
-        descriptors; say how many they are. A message is taken as a whole; the last, only where half
-        of it is missing, if it is as large as the one before."""
-        adopted = size = 0
+        descriptors; say how many they are. A message is taken as a whole, where more than half of
+        its connections, each of two descriptors, are still missing."""
+        adopted = 0
         room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE - len(parcels)
         # None of what is made for them is garbage; to look for some takes a third of the time.
         gc.disable()
         try:
             for parcel in parcels:
-                while adopted + size // 2 < most:
+                while adopted < most:
                     now, free = time.monotonic(), room - 2 * self.open()
-                    if free < MOST_DESCRIPTORS and free < next_needs(parcel.socket, now):
-                        break
+                    missing = most - adopted
+                    if min(free, missing) < MOST_DESCRIPTORS:
+                        needs = next_needs(parcel.socket, now)
+                        if free < needs or missing <= needs // 4:
+                            break
                     message = take(parcel.socket, now)
                     if message is None:
                         break
-                    size = len(message.connections)
                     for carried in message.connections:
                         adopted += adopt(self._connections, carried)
                     if message.lost:

@@ -18,7 +18,7 @@ from tests.end_to_end.test_workers import workers_of
 from tests.hello import hello
 
 HELLO = hello("a.example")
-EACH = 10
+EACH = 12
 """Connections that each worker gets at light load, and holds over a hand-over."""
 
 BURST = 120
