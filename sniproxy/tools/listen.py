@@ -294,6 +294,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("no COMMAND to run, such as sniproxy")
     try:
         program = _program(words[0])
+        if os.path.basename(program) == _OURS:
+            # SIGUSR2 runs the file anew that this names: PATH might lead to another one.
+            words[0] = program
         sockets = [listening_socket(address, options.backlog) for address in addresses]
         if options.directory is not None:
             _enter(options.directory)

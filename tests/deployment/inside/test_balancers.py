@@ -33,8 +33,10 @@ def blog(proxy: None) -> Iterator[socket.socket]:
     (directory / "send-proxy-v1").touch()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.settimeout(TIMEOUT)
-        listening.bind(str(directory / "tls-socket"))
-        (directory / "tls-socket").chmod(0o777)
+        path = directory / "tls-socket"
+        path.unlink(missing_ok=True)
+        listening.bind(str(path))
+        path.chmod(0o777)
         listening.listen()
         yield listening
 
