@@ -1,6 +1,7 @@
 """Clients that are slow, many, silent, rude or gone."""
 
 import contextlib
+import functools
 import os
 import resource
 import select
@@ -181,34 +182,41 @@ def test_clients_that_outlive_their_backend_take_or_leave(
 ) -> None:
     """Who takes nothing goes a minute after the other side has; who takes bytes gets them all,
     though it sends on all the while. One process and several have that minute together."""
-    proxies = [start(SNIPROXY_WORKERS=workers) for workers in ("1", "2")]
-    serve(proxies[0].directory(HOST))
-    backend = backend_of(proxies[0].directory("b.example"))
-    before, clients = [], []
-    for proxy in proxies:
+    proxies = {f"{count}.example": start(SNIPROXY_WORKERS=count) for count in ("1", "2")}
+    serve(next(iter(proxies.values())).directory(HOST))
+    for proxy in proxies.values():
         ask(proxy)
-        before.append(at_rest(proxy))
-        clients += clients_that_outlive(proxy, backend)
-    for proxy, held in zip(proxies, before, strict=True):
+    before = [at_rest(proxy) for proxy in proxies.values()]
+    clients: list[socket.socket] = []
+    threads = []
+    for host, proxy in proxies.items():
+        backend = backend_of(proxy.directory(host))
+        work = functools.partial(outlive_their_backend, proxy, host, backend, clients)
+        threads.append(in_thread(work))
+    for thread in threads:
+        thread.join()
+    for proxy, held in zip(proxies.values(), before, strict=True):
         ask(proxy)
         nothing_left(proxy, held, 32 << 20, patience=150)
+    # Of each proxy: those that took nothing.
+    assert len(clients) == 2 * 7
     for client in clients:
         client.close()
 
 
-def clients_that_outlive(proxy: Proxy, backend: EndToEndBackend) -> list[socket.socket]:
-    """Have clients whose backend leaves, and serve one that is slow; give those who take nothing
-    and stay."""
+def outlive_their_backend(
+    proxy: Proxy, host: str, backend: EndToEndBackend, clients: list[socket.socket]
+) -> None:
+    """Have clients whose backend leaves, and serve one that is slow; keep who takes nothing."""
     answer = bytes(range(256)) * 8_000
-    clients = []
 
     def connect() -> tuple[socket.socket, socket.socket]:
         client = proxy.connect()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(hello("b.example"))
+        client.sendall(hello(host))
         clients.append(client)
         stream = backend.accept()
-        read_exactly(stream, len(hello("b.example")))
+        read_exactly(stream, len(hello(host)))
         return client, stream
 
     for size in (50_000, len(answer)):
@@ -242,7 +250,6 @@ def clients_that_outlive(proxy: Proxy, backend: EndToEndBackend) -> list[socket.
     assert got == answer
     slow.close()
     clients.remove(slow)
-    return clients
 
 
 def test_a_killed_client(unharmed: Start) -> None:
