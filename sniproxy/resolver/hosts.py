@@ -21,8 +21,10 @@ SUN_PATH = 107
 NO_SUCH_HOST = "no_such_host"
 _NO_SOCKET = "no_socket"
 _NOTHING_LISTENS = "nothing_listens"
-BACKEND_DOWN = frozenset({_NO_SOCKET, _NOTHING_LISTENS})
-"""Reasons for a refusal that pass when the backend is started."""
+_PERMISSION_DENIED = "permission_denied"
+BACKEND_DOWN = frozenset({_NO_SOCKET, _NOTHING_LISTENS, _PERMISSION_DENIED})
+"""Reasons for a refusal that pass when the backend is started: nginx, for one, binds its socket
+first and lets others connect to it then."""
 
 OVERFLOW_UID = 65534
 """Who owns, as it seems in a user namespace (PrivateUsers=), what belongs to any user that is not
@@ -38,8 +40,8 @@ _UNKNOWN_HOST = {
     errno.ENOTDIR: _NO_SOCKET,
     errno.ENAMETOOLONG: _NO_SOCKET,
     errno.ELOOP: "link_loop",
-    errno.EACCES: "permission_denied",
-    errno.EPERM: "permission_denied",
+    errno.EACCES: _PERMISSION_DENIED,
+    errno.EPERM: _PERMISSION_DENIED,
     errno.ECONNREFUSED: _NOTHING_LISTENS,
 }
 

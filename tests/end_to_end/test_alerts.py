@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, read_all
+from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, read_all, read_exactly
 from tests.hello import extension, hello, message, records
 
 PR_CAPBSET_DROP = 24
@@ -71,7 +71,7 @@ def test_permission_denied(start: Callable[..., Proxy], backend_of: Callable[...
 
     proxy = start(preexec=obey_permissions)
     directory = proxy.directory("closed.example")
-    backend_of(directory)
+    backend = backend_of(directory)
     os.chown(directory, 65534, 65534)
     os.chown(directory / "tls-socket", 65534, 65534)
     directory.chmod(0o700)
@@ -79,6 +79,16 @@ def test_permission_denied(start: Callable[..., Proxy], backend_of: Callable[...
     directory.chmod(0o755)
     (directory / "tls-socket").chmod(0o600)
     assert proxy.ask(hello("closed.example")) == alert(112)
+
+    # Servers bind a socket first and give it its mode then: who waits for one does so meanwhile.
+    (directory / "wait-for-backend").touch()
+    for _ in range(2):
+        with proxy.connect() as client:
+            client.sendall(hello("closed.example"))
+            assert proxy.ask(hello("nobody.example")) == alert(112)
+            (directory / "tls-socket").chmod(0o666)
+            assert read_exactly(backend.accept(), len(hello("closed.example")))
+        (directory / "tls-socket").chmod(0o600)
 
 
 @pytest.mark.parametrize("workers", ["1"], indirect=True)
