@@ -41,10 +41,11 @@ RESTARTS = int(os.environ.get("RESTARTS", "3"))
 CONNECTIONS = int(os.environ.get("CONNECTIONS", "500"))
 FIGURES = HERE / "figures"
 
-INSTALL = "dpkg", "--force-unsafe-io", "--install"
+DPKG = "dpkg", "--force-unsafe-io"
 
-HELD = pathlib.Path("/run/held")
-"""While this is there, a start does not get to the program."""
+HELD, HOLDING = pathlib.Path("/run/held"), pathlib.Path("/run/holding")
+"""While the first is there, a start does not get to the program; the second names the process that
+sees to that."""
 
 _PTRACE_ATTACH = 16
 
@@ -131,11 +132,14 @@ def drop_in(name: str, *lines: str) -> None:
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """Restart, and leave with the connections stored; at the end they go on."""
-    drop_in("held", f"ExecStartPre=+sh -c 'while [ -e {HELD} ]; do sleep 0.02; done'")
+    wait = f"echo $$$$ >{HOLDING}; while [ -e {HELD} ]; do sleep 0.02; done"
+    drop_in("held", f"ExecStartPre=+sh -c '{wait}'")
     HELD.touch()
+    HOLDING.write_text("")
     try:
         run("systemctl", "restart", "--no-block", "sniproxy.service")
-        eventually("the next start", lambda: shown("SubState") == "start-pre")
+        # It is not the first command of a start.
+        eventually("the next start", lambda: HOLDING.read_text().strip() == shown("ControlPID"))
         yield
     finally:
         HELD.unlink()
@@ -211,8 +215,10 @@ def test_the_service_manager_keeps_few_descriptors(proxy: None) -> None:
 
 def test_an_upgrade_and_a_downgrade_hand_over() -> None:
     with Traffic() as traffic:
-        names = ("old.deb", "new.deb", "new.deb", "old.deb")
-        goes_on(traffic, *(lambda name=name: run(*INSTALL, HERE / name) for name in names))
+        for name in ("old.deb", "new.deb", "new.deb", "old.deb"):
+            # What comes before the restart can take longer than a hello may.
+            run(*DPKG, "--unpack", HERE / name)
+            goes_on(traffic, lambda: run(*DPKG, "--configure", "sniproxy"))
 
 
 def test_an_upgrade_of_a_program_that_does_not_hand_over_lets_it_finish() -> None:
@@ -223,7 +229,7 @@ def test_an_upgrade_of_a_program_that_does_not_hand_over_lets_it_finish() -> Non
         f"ExecStart=python3 {HERE}/older.py",
     )
     run("systemctl", "start", "sniproxy.service")
-    log = log_of(lambda: run(*INSTALL, HERE / "new.deb"))
+    log = log_of(lambda: run(*DPKG, "--install", HERE / "new.deb"))
     eventually("it has ended", lambda: shown("ActiveState") == "inactive")
     assert "older: asked to finish" in journal("-u", "sniproxy", "-n", "20"), log
     assert shown("Result") == "success"

@@ -432,9 +432,15 @@ class Traffic:
     async def _served(self, listening: socket.socket, client: socket.socket, hello: bytes) -> None:
         """See that a client's hello arrives, whoever stands before it, and an answer."""
         with listening, client:
+            answering = self._loop.create_task(self._read_all(client))
             data = b""
             while not data:
-                backend, _ = await self._loop.sock_accept(listening)
+                accepting = self._loop.create_task(self._loop.sock_accept(listening))
+                await asyncio.wait({accepting, answering}, return_when=asyncio.FIRST_COMPLETED)
+                if not accepting.done():
+                    accepting.cancel()
+                    raise Wrong(f"the client was told {answering.result()!r}")
+                backend, _ = accepting.result()
                 with backend:
                     while len(data) < len(hello):
                         some = await self._loop.sock_recv(backend, len(hello) - len(data))
@@ -444,7 +450,10 @@ class Traffic:
                     if data:
                         assert data == hello
                         await self._loop.sock_sendall(backend, b"answer")
-            answer = b""
-            while some := await self._loop.sock_recv(client, 100):
-                answer += some
-            assert answer == b"answer"
+            assert await answering == b"answer"
+
+    async def _read_all(self, stream: socket.socket) -> bytes:
+        data = b""
+        while some := await self._loop.sock_recv(stream, 100):
+            data += some
+        return data
