@@ -7,15 +7,18 @@ closing or with a header that announces nobody, or none but themselves: that is 
 nothing is told of it.
 """
 
-from socket import MSG_DONTWAIT, SocketType
+from socket import SocketType
 
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
-from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.parser.alert import Refusal
-from sniproxy.parser.client_hello import usual_host_name
+from sniproxy.parser.client_hello import ClientHelloParser, usual_host_name
 from sniproxy.parser.proxy_header import IPV4_MAPPED, Header, SocketAddress, decode
+
+_NOT_YET = ClientHelloParser()
+"""In the place of a hello's parser while there is a header to be read: so nothing is taken for a
+hello meanwhile, and what is read comes to ``_take``."""
 
 
 class AnnouncedArrival(Arrival):
@@ -33,6 +36,7 @@ class AnnouncedArrival(Arrival):
         accepted_at: float,
     ) -> None:
         super().__init__(connections, client, address, accepted_at)
+        self._parser = _NOT_YET
         self._given: Header | None = None
         self._head = b""
         """The header as it came: another process reads it anew."""
@@ -47,19 +51,6 @@ class AnnouncedArrival(Arrival):
         return Carried(state, [self._socket], received)
 
     # The header.
-
-    def _read(self) -> bool:
-        if self._given is not None or not self._undecided:
-            return super()._read()
-        relay = self._connections.relay
-        try:
-            size = self._socket.recv_into(relay.buffer, 0, MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self.end(lost("client", error.errno))
-            return False
-        return self._take(relay.view[:size])
 
     def _take(self, data: bytes | memoryview) -> bool:
         if not len(data) and self._is_check():
@@ -85,7 +76,7 @@ class AnnouncedArrival(Arrival):
                 self._received = bytearray(data)
             connections.keep(self, self._received.__sizeof__())
             return True
-        self._given, self._received = given, None
+        self._given, self._received, self._parser = given, None, None
         if given.source is not None:
             self.address = given.source
         self._head = bytes(received[: given.length])
@@ -140,12 +131,10 @@ class AnnouncedArrival(Arrival):
 
         HAProxy's check has no LOCAL in version 1: there it announces itself.
         """
-        if not self._undecided or self._parser is not None:
+        if not self._undecided or self._received:
             return False
         given = self._given
-        if given is None:
-            return not self._received
-        return given.source is None or _same(given.source, self._own)
+        return given is None or given.source is None or _same(given.source, self._own)
 
 
 def _same(announced: SocketAddress, own: SocketAddress) -> bool:
