@@ -36,7 +36,7 @@ from bench.candidates import (
 from bench.measure import Bench, Figures, WorkError, build
 from bench.works import CONNECTION, WORKS, Work
 
-SPECIAL = ["memory", "idle", "system calls", "accept with held", "neighbour", "spread"]
+SPECIAL = "memory", "idle", "system calls", "sharing", "accept with held", "neighbour", "spread"
 """The works that are no load of a fixed size."""
 
 
@@ -89,6 +89,9 @@ class Run:
         for offer in offers if self.wants("system calls") else []:
             if not offer.several:
                 self.note("system calls", offer, bench.system_calls, offer)
+        for offer in offers if self.wants("sharing") else []:
+            if offer.name in {OURS_ALL, NGINX_TWO}:
+                self.note("sharing", offer, bench.sharing, offer, 5 if self.quick else 1)
 
     def in_turn(self, candidates: list[Candidate]) -> None:
         """Measure all candidates, one after another, in several rounds; the first of a round is
@@ -153,7 +156,7 @@ def options() -> argparse.Namespace:
         "--only",
         default="",
         metavar="PATTERN",
-        help="only works whose name it finds: " + ", ".join([w.name for w in WORKS] + SPECIAL),
+        help="only works whose name it finds: " + ", ".join([w.name for w in WORKS] + [*SPECIAL]),
     )
     parser.add_argument(
         "--candidates", default="", metavar="PATTERN", help="only candidates whose name it finds"

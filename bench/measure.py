@@ -11,12 +11,13 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench import account, calls
 from bench.candidates import BUILD, PATIENCE, Candidate, Offer, Site, cpus, pinned, start
@@ -35,6 +36,14 @@ at."""
 
 HELD = 20_000
 """Connections that are held to see whether others are slowed down."""
+
+SHARING = 2, 4, 8
+"""Numbers of workers, to see how they share."""
+
+BURST = 200
+BURSTS = 25
+"""Connections that come at once, and how often for each worker: who of them has a CPU when is up to
+the scheduler, each time anew."""
 
 WARM_UP = 500
 TRACED = 200
@@ -76,12 +85,13 @@ class Bench:
     def __init__(self, folder: pathlib.Path) -> None:
         hosts = folder / "hosts"
         self.limit = raise_descriptor_limit()
+        self._where = {cpus()[0]}
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.site = Site(folder, hosts, hosts / HOST / "tls-socket", port)
         self.site.socket.parent.mkdir(parents=True)
         command = [str(BUILD / "backend"), str(self.site.socket), str(port)]
-        self.backend = subprocess.Popen(pinned(cpus()[:1], command))
+        self.backend = subprocess.Popen(pinned(self._where, command))
         while not self.site.socket.exists() and self.backend.poll() is None:
             os.sched_yield()
 
@@ -100,7 +110,7 @@ class Bench:
     def _run(
         self, candidate: Candidate, work: Work, before: Sequence[str] = (), timeout: float = TIMEOUT
     ) -> Figures:
-        command = [*before, *pinned(cpus()[:1], self._command(candidate, work))]
+        command = [*before, *pinned(self._where, self._command(candidate, work))]
         try:
             done = subprocess.run(
                 command, check=False, capture_output=True, text=True, timeout=timeout
@@ -120,7 +130,7 @@ class Bench:
     def _meanwhile(self, candidate: Candidate, work: Work) -> "Iterator[subprocess.Popen[bytes]]":
         """Have a load running; it is ended at once afterwards."""
         with subprocess.Popen(
-            pinned(cpus()[:1], self._command(candidate, work)),
+            pinned(self._where, self._command(candidate, work)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         ) as load:
@@ -246,11 +256,66 @@ class Bench:
     def spread(self, candidate: Candidate, work: Work, workers: int) -> Figures:
         """Say how many times the connections of the idlest worker the busiest has got, as the
         backend has counted them."""
-        self._counts()
+        return {"spread": self._spread(candidate, [work], workers)}
+
+    def sharing(self, offer: Offer, less: int) -> Figures:
+        """Start a candidate alone, ours with several numbers of workers, and say the same of
+        connections one at a time, of bursts, and again one at a time after a hand-over; for each
+        number, and of all the worst.
+
+        Load and backend are where there is room: who shared a CPU with both would rightly get less.
+        """
+        figures: Figures = {}
+        with self._anywhere():
+            for workers in SHARING if offer.ours else SHARING[:1]:
+                alone = Work("one at a time", "r", 50 * workers, 1, 100, 50 * workers)
+                burst = Work("burst", "r", BURST, BURST, 100, BURST)
+                with self.running(offer, (("SNIPROXY_WORKERS", str(workers)),)) as one:
+                    old = self._workers(one, workers, alone)
+                    found = {
+                        "light": self._spread(one, [alone], workers),
+                        "burst": self._spread(one, [burst] * (BURSTS * workers // less), workers),
+                    }
+                    if offer.ours:
+                        one.process.send_signal(signal.SIGUSR2)
+                        self._workers(one, workers, alone, old)
+                        found["handed over"] = self._spread(one, [alone], workers)
+                for name, value in found.items():
+                    figures[f"{workers}, {name}"] = value
+                    figures[name] = max(value, figures.get(name, 0))
+        return figures
+
+    @contextlib.contextmanager
+    def _anywhere(self) -> Iterator[None]:
+        """Let load and backend use all CPUs."""
+        before, self._where = self._where, os.sched_getaffinity(0)
+        os.sched_setaffinity(self.backend.pid, self._where)
+        try:
+            yield
+        finally:
+            self._where = before
+            os.sched_setaffinity(self.backend.pid, before)
+
+    def _workers(
+        self, candidate: Candidate, count: int, work: Work, old: Iterable[int] = ()
+    ) -> list[int]:
+        """Wait until all workers are there, and none of the ``old``, and have them do a work."""
+        deadline = time.monotonic() + PATIENCE
+        found: list[int] = []
+        while len(found) != count or not set(found).isdisjoint(old):
+            if time.monotonic() > deadline:
+                message = f"{candidate.name}: there never were {count} workers"
+                raise WorkError(message)
+            found = account.family(candidate.process.pid)[1:]
         self._run(candidate, work)
+        return found
+
+    def _spread(self, candidate: Candidate, works: Sequence[Work], workers: int) -> float:
+        self._counts()
+        for work in works:
+            self._run(candidate, work)
         counts = sorted(self._counts().values())
-        idlest = counts[0] if len(counts) >= workers else 0
-        return {"spread": counts[-1] / idlest if idlest else float("inf")}
+        return counts[-1] / counts[0] if len(counts) >= workers else float("inf")
 
     def _counts(self) -> Counter[int]:
         with socket.socket(socket.AF_UNIX) as client:

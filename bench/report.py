@@ -49,6 +49,12 @@ class Table:
     columns: tuple[Column, ...]
 
 
+SHARING = {
+    "light": "one at a time",
+    "burst": "bursts of 200",
+    "handed over": "one at a time after a hand-over",
+}
+
 TABLES = (
     Table(
         "One at a time, as where little is going on: connections, round trips of 100 bytes, rest",
@@ -116,7 +122,17 @@ TABLES = (
             Column("bytes a held one", "accept with held", "bytes", 0),
             Column("CPU µs a connection, none held", "accept with held", "alone"),
             Column("many held", "accept with held", "among"),
-            Column("busiest worker / idlest", "spread", "spread", 2),
+        ),
+    ),
+    Table(
+        "Workers: how many times the connections of the idlest one the busiest has got",
+        (
+            Column("as many as CPUs, 64 clients", "spread", "spread", 2),
+            *(
+                Column(f"{workers} workers, {title}", "sharing", f"{workers}, {figure}", 2)
+                for figure, title in SHARING.items()
+                for workers in (2, 4, 8)
+            ),
         ),
     ),
 )
@@ -236,7 +252,11 @@ TARGETS = (
         NGINX_TWO,
         OURS_ALL,
     ),
-    Target("busiest worker, of the idlest", "spread", "spread", 1.5, who=OURS_ALL),
+    Target("busiest worker, of the idlest: 64 clients", "spread", "spread", 1.5, who=OURS_ALL),
+    *(
+        Target(f"2, 4 or 8 workers, {title}", "sharing", figure, 1.5, who=OURS_ALL)
+        for figure, title in SHARING.items()
+    ),
     Target("bytes an idle connection", "memory", "idle", 600, unit=" B"),
     Target("connection with 20 000 held, of one with none", "accept with held", "ratio", 1.05),
     Target("memory at rest", "memory", "rest", 16, divisor=1e6, unit=" MB"),
