@@ -36,7 +36,10 @@ from bench.candidates import (
 from bench.measure import Bench, Figures, WorkError, build
 from bench.works import CONNECTION, WORKS, Work
 
-SPECIAL = "memory", "idle", "system calls", "sharing", "accept with held", "neighbour", "spread"
+SPECIAL = (
+    *("memory", "idle", "system calls", "PROXY header"),
+    *("sharing", "accept with held", "neighbour", "spread"),
+)
 """The works that are no load of a fixed size."""
 
 
@@ -89,6 +92,9 @@ class Run:
         for offer in offers if self.wants("system calls") else []:
             if not offer.several:
                 self.note("system calls", offer, bench.system_calls, offer)
+        for offer in offers if self.wants("PROXY header") else []:
+            if offer.ours and not offer.several:
+                self.note("PROXY header", offer, bench.header, offer, 5 if self.quick else 1)
         for offer in offers if self.wants("sharing") else []:
             if offer.name in {OURS_ALL, NGINX_TWO}:
                 self.note("sharing", offer, bench.sharing, offer, 5 if self.quick else 1)

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import time
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bench import account, calls
 from bench.candidates import BUILD, PATIENCE, Candidate, Offer, Site, cpus, pinned, start
 from bench.works import CONNECTION, HOST, ROUND_TRIP, Work, client_hello
+from sniproxy.parser.proxy_header import version_2
 
 HERE = pathlib.Path(__file__).resolve().parent
 TIMEOUT = 120.0
@@ -45,6 +47,10 @@ BURSTS = 25
 """Connections that come at once, and how often for each worker: who of them has a CPU when is up to
 the scheduler, each time anew."""
 
+PAIRS = 9
+"""Times that a connection is measured with a PROXY header and without."""
+
+FIRST = Work("first connection", "r", 1, 1, 100, 1)
 WARM_UP = 500
 TRACED = 200
 TRACED_BYTES = 16_000_000
@@ -103,7 +109,7 @@ class Bench:
 
     def _command(self, candidate: Candidate, work: Work) -> list[str]:
         hello = self.site.folder / f"hello-{work.hello}"
-        hello.write_bytes(client_hello(work.hello))
+        hello.write_bytes(work.header + client_hello(work.hello))
         numbers = map(str, (work.count, work.flight, work.size))
         return [str(BUILD / "load"), str(candidate.port), str(hello), work.mode, *numbers]
 
@@ -258,6 +264,26 @@ class Bench:
         backend has counted them."""
         return {"spread": self._spread(candidate, [work], workers)}
 
+    def header(self, offer: Offer, less: int) -> Figures:
+        """Start a candidate twice, the second time for balancers, and say what a PROXY header of
+        version 2 in front of each hello costs: one after another, so that both have the same
+        machine."""
+        address = "192.0.2.1", 40000
+        header = version_2(address, ("198.51.100.2", 443), "")
+        work = dataclasses.replace(CONNECTION, count=CONNECTION.count // less)
+        work = dataclasses.replace(work, units=work.count)
+        announced = dataclasses.replace(work, header=header)
+        first = dataclasses.replace(FIRST, header=header)
+        differences = []
+        with (
+            self.running(offer) as one,
+            self.running(offer, (("SNIPROXY_ACCEPT_PROXY", "1"),), first=first) as other,
+        ):
+            for _ in range(PAIRS):
+                without, behind = self.work(one, work), self.work(other, announced)
+                differences.append(behind["cpu"] - without["cpu"])
+        return {"more": statistics.median(differences)}
+
     def sharing(self, offer: Offer, less: int) -> Figures:
         """Start a candidate alone, ours with several numbers of workers, and say the same of
         connections one at a time, of bursts, and again one at a time after a hand-over; for each
@@ -356,12 +382,13 @@ class Bench:
         offer: Offer,
         environment: tuple[tuple[str, str], ...] = (),
         tracer: Sequence[str] = (),
+        first: Work = FIRST,
     ) -> Iterator[Candidate]:
         """Start a candidate, and wait until it serves."""
         changed = dataclasses.replace(offer, environment=offer.environment + environment)
         candidate = start(changed, self.site, tracer)
         try:
-            self._run(candidate, Work("first connection", "r", 1, 1, 100, 1), timeout=20)
+            self._run(candidate, first, timeout=20)
             yield candidate
         finally:
             candidate.stop()

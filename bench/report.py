@@ -257,6 +257,7 @@ TARGETS = (
         Target(f"2, 4 or 8 workers, {title}", "sharing", figure, 1.5, who=OURS_ALL)
         for figure, title in SHARING.items()
     ),
+    Target("a PROXY header more, CPU", "PROXY header", "more", 6, unit=" µs"),
     Target("bytes an idle connection", "memory", "idle", 600, unit=" B"),
     Target("connection with 20 000 held, of one with none", "accept with held", "ratio", 1.05),
     Target("memory at rest", "memory", "rest", 16, divisor=1e6, unit=" MB"),

@@ -28,6 +28,7 @@ class Work:
     units: float
     factor: float = 1e6
     hello: int = 337
+    header: bytes = b""
 
     def less(self, times: int = 10) -> "Work":
         """Do a tenth of it."""

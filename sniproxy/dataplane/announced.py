@@ -53,13 +53,13 @@ class AnnouncedArrival(Arrival):
     # The header.
 
     def _take(self, data: bytes | memoryview) -> bool:
-        if not len(data) and self._is_check():
-            self.end("no_hello")
-            return False
         if self._given is not None:
             return self._take_hello(data)
         if not len(data):
-            self.refuse(Refusal(None, "bad_proxy_header"))
+            if self._received:
+                self.refuse(Refusal(None, "bad_proxy_header"))
+            else:
+                self.end("no_hello")
             return False
         connections = self._connections
         received: bytes | bytearray | memoryview = data
@@ -97,6 +97,9 @@ class AnnouncedArrival(Arrival):
         return False
 
     def _take_hello(self, data: bytes | memoryview) -> bool:
+        if not len(data) and self._is_check():
+            self.end("no_hello")
+            return False
         more = super()._take(data)
         if more and self._undecided:  # it may just have made room itself
             self._connections.keep(self, self.kept + len(self._head))

@@ -8,7 +8,7 @@ or nothing for Unix sockets. Those that a header has of Unix sockets are bytes.
 import functools
 import re
 import struct
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
 from typing import NamedTuple
 
 from sniproxy.parser.alert import Refusal
@@ -42,16 +42,19 @@ _UNIX_STREAM = 0x31
 _IPV4_BLOCK = struct.Struct("!4s4sHH")
 _IPV6_BLOCK = struct.Struct("!16s16sHH")
 _UNIX_BLOCK = struct.Struct("!108s108s")
-_BLOCKS = {
-    _UNSPECIFIED: struct.Struct(""),
-    _TCP_OVER_IPV4: _IPV4_BLOCK,
-    0x12: _IPV4_BLOCK,
-    _TCP_OVER_IPV6: _IPV6_BLOCK,
-    0x22: _IPV6_BLOCK,
-    _UNIX_STREAM: _UNIX_BLOCK,
-    0x32: _UNIX_BLOCK,
+_NO_BLOCK = struct.Struct("")
+_NO_FAMILY = struct.Struct(f"{MAX_VERSION_2}x"), None  # larger than any
+_BLOCKS: dict[int, tuple[struct.Struct, int | None]] = {
+    _UNSPECIFIED: (_NO_BLOCK, None),
+    _TCP_OVER_IPV4: (_IPV4_BLOCK, int(AF_INET)),
+    _TCP_OVER_IPV6: (_IPV6_BLOCK, int(AF_INET6)),
+    _UNIX_STREAM: (_UNIX_BLOCK, int(AF_UNIX)),
+    0x12: (_IPV4_BLOCK, None),
+    0x22: (_IPV6_BLOCK, None),
+    0x32: (_UNIX_BLOCK, None),
 }
-"""The addresses by transport protocol and family; those with a 2 are of datagrams (section 2.2)."""
+"""By transport protocol and family (section 2.2): the addresses, and whose they are; None where the
+connection's own are meant, as with the last three, which are of datagrams."""
 
 _TLV = struct.Struct("!BH")
 _PP2_TYPE_ALPN = 0x01
@@ -80,12 +83,14 @@ def decode(received: bytes | bytearray | memoryview) -> Header | None:
 
     Raises ``Refusal``, without an alert: who speaks is no TLS client.
     """
-    start = bytes(received[: _FIXED.size])
-    if start.startswith(_SIGNATURE):
-        return _decode_2(received) if len(start) == _FIXED.size else None
+    if len(received) >= _FIXED.size:
+        signature, command, family, size = _FIXED.unpack_from(received)
+        if signature == _SIGNATURE:
+            return _decode_2(received, command, family, size)
+    start = bytes(received[:MAX_VERSION_1])
     if start.startswith(_LINE_START):
-        return _decode_1(bytes(received[:MAX_VERSION_1]))
-    if _SIGNATURE.startswith(start) or _LINE_START.startswith(start):
+        return _decode_1(start)
+    if _SIGNATURE.startswith(start[: len(_SIGNATURE)]) or _LINE_START.startswith(start):
         return None
     raise Refusal(None, "no_proxy_header")
 
@@ -118,9 +123,10 @@ def _decode_1(received: bytes) -> Header | None:
     return Header(length, (source, ports[0]), (destination, ports[1]))
 
 
-def _decode_2(received: bytes | bytearray | memoryview) -> Header | None:
+def _decode_2(
+    received: bytes | bytearray | memoryview, command: int, family: int, size: int
+) -> Header | None:
     """Read the block of section 2.2."""
-    _, command, family, size = _FIXED.unpack_from(received)
     length = _FIXED.size + size
     if command not in (_LOCAL, _PROXY) or length > MAX_VERSION_2:
         raise _bad()
@@ -129,21 +135,20 @@ def _decode_2(received: bytes | bytearray | memoryview) -> Header | None:
     if command == _LOCAL:
         # "The receiver [...] must discard the protocol block including the family".
         return Header(length)
-    layout = _BLOCKS.get(family)
-    if layout is None or layout.size > size:
-        raise _bad()
-    addresses = layout.unpack_from(received, _FIXED.size)
+    layout, whose = _BLOCKS.get(family, _NO_FAMILY)
     position = _FIXED.size + layout.size
+    if position > length:
+        raise _bad()
     tlvs = _passed_on(bytes(received[:length]), position) if position < length else b""
-    if family in (_TCP_OVER_IPV4, _TCP_OVER_IPV6):
-        client, server, client_port, server_port = addresses
-        ip = AF_INET if family == _TCP_OVER_IPV4 else AF_INET6
-        source, destination = inet_ntop(ip, client), inet_ntop(ip, server)
-        return Header(length, (source, client_port), (destination, server_port), tlvs)
-    if family == _UNIX_STREAM:
+    if whose is None:
+        return Header(length, None, None, tlvs)
+    addresses = layout.unpack_from(received, _FIXED.size)
+    if whose == AF_UNIX:
         client, server = addresses
         return Header(length, client.rstrip(b"\0"), server.rstrip(b"\0"), tlvs)
-    return Header(length, None, None, tlvs)
+    client, server, client_port, server_port = addresses
+    source, destination = inet_ntop(whose, client), inet_ntop(whose, server)
+    return Header(length, (source, client_port), (destination, server_port), tlvs)
 
 
 def _passed_on(header: bytes, position: int) -> bytes:
