@@ -131,7 +131,8 @@ def test_what_is_written_is_read(pair: tuple[tuple[str, int], tuple[str, int]]) 
         assert isinstance(header, Header)
         assert header.length == len(wire)
         addresses = []
-        for address, (text_of, port) in zip(header[1:3], (one[:2] for one in pair), strict=True):
+        ends = header.source, header.destination
+        for address, (text_of, port) in zip(ends, (one[:2] for one in pair), strict=True):
             assert isinstance(address, tuple)
             assert address[1] == port
             addresses.append((ipaddress.ip_address(address[0]), ipaddress.ip_address(text_of)))
@@ -241,7 +242,7 @@ def test_blocks(wire: bytes, expected: object) -> None:
     header = in_any_cut(wire)
     if isinstance(header, Header):
         assert header.length == len(wire)
-        assert header[1:] == expected
+        assert (header.source, header.destination, header.tlvs) == expected
     else:
         assert header == expected
 
@@ -299,3 +300,5 @@ def test_tlvs_and_unix_addresses_are_written() -> None:
     assert wire == block(0x21, 0x31, UNIX + tlv(2, b"a.b") + tlv(5, b"id"))
     assert version_1(b"/run/client", b"\0abstract") == b"PROXY UNKNOWN\r\n"
     assert version_2(FROM, TO, "", tlv(1, b"h2")) == block(0x21, 0x11, IPV4 + tlv(1, b"h2"))
+    # Behind LOCAL nobody would read any.
+    assert version_2("", "/run/socket", "", tlv(5, b"id")) == block(0x21, 0, tlv(5, b"id"))

@@ -14,7 +14,7 @@ from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.parser.alert import Refusal
 from sniproxy.parser.client_hello import ClientHelloParser, usual_host_name
-from sniproxy.parser.proxy_header import IPV4_MAPPED, Header, SocketAddress, decode
+from sniproxy.parser.proxy_header import IPV4_MAPPED, Header, SocketAddress, decode, version_2
 
 _NOT_YET = ClientHelloParser()
 """In the place of a hello's parser while there is a header to be read: so nothing is taken for a
@@ -24,7 +24,7 @@ hello meanwhile, and what is read comes to ``_take``."""
 class AnnouncedArrival(Arrival):
     """A client whose first bytes are to be a PROXY header."""
 
-    __slots__ = ("_given", "_head", "_own")
+    __slots__ = ("_given", "_own")
 
     announced = True
 
@@ -35,18 +35,19 @@ class AnnouncedArrival(Arrival):
         address: SocketAddress,
         accepted_at: float,
     ) -> None:
-        super().__init__(connections, client, address, accepted_at)
+        # super() would cost as much as a look-up.
+        Arrival.__init__(self, connections, client, address, accepted_at)
         self._parser = _NOT_YET
         self._given: Header | None = None
-        self._head = b""
-        """The header as it came: another process reads it anew."""
         self._own = address
         """That of the connection itself, whoever is announced."""
 
     # From one process to the next.
 
     def carried(self) -> Carried:
-        received = self._head + (self._received or b"")
+        given = self._given
+        head = b"" if given is None else version_2(given.source, given.destination, "", given.tlvs)
+        received = head + (self._received or b"")
         state = Arriving(self._own, self.accepted_at, len(received), announced=True)
         return Carried(state, [self._socket], received)
 
@@ -79,12 +80,11 @@ class AnnouncedArrival(Arrival):
         self._given, self._received, self._parser = given, None, None
         if given.source is not None:
             self.address = given.source
-        self._head = bytes(received[: given.length])
         rest = received[given.length :]
         view = connections.relay.view
         size = len(rest)
         if not size:
-            connections.keep(self, len(self._head))
+            connections.keep(self, given.length)
             return True
         if size > len(view):
             return self._take_hello(bytes(rest))
@@ -101,8 +101,8 @@ class AnnouncedArrival(Arrival):
             self.end("no_hello")
             return False
         more = super()._take(data)
-        if more and self._undecided:  # it may just have made room itself
-            self._connections.keep(self, self.kept + len(self._head))
+        if more and self._undecided and self._given:  # it may just have made room itself
+            self._connections.keep(self, self.kept + self._given.length)
         return more
 
     def _header(self, version: int) -> bytes:

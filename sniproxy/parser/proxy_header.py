@@ -73,8 +73,17 @@ class Header(NamedTuple):
 
     length: int
     source: SocketAddress = None
-    destination: SocketAddress = None
+    server: SocketAddress | tuple[int, bytes, int] = None
     tlvs: bytes = b""
+
+    @property
+    def destination(self) -> SocketAddress:
+        """The address that the client connected to: written out only for who asks."""
+        server = self.server
+        if isinstance(server, tuple) and isinstance(server[1], bytes):
+            family, address, port = server
+            return inet_ntop(family, address), port
+        return server
 
 
 _new = tuple.__new__
@@ -151,9 +160,8 @@ def _decode_2(
         return Header(length, client.rstrip(b"\0"), server.rstrip(b"\0"), tlvs)
     client, server, client_port, server_port = addresses
     source = inet_ntop(whose, client), client_port
-    destination = inet_ntop(whose, server), server_port
     # A named tuple's own constructor is a function of Python, which takes a tenth of all this.
-    return _new(Header, (length, source, destination, tlvs))
+    return _new(Header, (length, source, (whose, server, server_port), tlvs))
 
 
 def _passed_on(header: bytes, position: int) -> bytes:
@@ -218,7 +226,8 @@ def version_2(
     """Encode the block of section 2.2 with the host name, if there is one, as PP2_TYPE_AUTHORITY
     (2.2.2), and the TLVs of the header that we got.
 
-    A client of a Unix socket of ours is announced as LOCAL: it has no address to speak of.
+    A client of a Unix socket of ours is announced as LOCAL: it has no address to speak of. With
+    TLVs, of which nobody reads any behind LOCAL, it is one of an unspecified family.
     """
     endpoints = _endpoints(source, destination)
     if endpoints is not None:
@@ -231,7 +240,7 @@ def version_2(
         command, family = _PROXY, _UNIX_STREAM
         block = _UNIX_BLOCK.pack(source, destination)
     else:
-        command, family, block = _LOCAL, _UNSPECIFIED, b""
+        command, family, block = _PROXY if tlvs else _LOCAL, _UNSPECIFIED, b""
     if host:
         block += _TLV.pack(_PP2_TYPE_AUTHORITY, len(host)) + host.encode("ascii")
     block += tlvs
