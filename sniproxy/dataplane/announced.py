@@ -24,7 +24,7 @@ hello meanwhile, and what is read comes to ``_take``."""
 class AnnouncedArrival(Arrival):
     """A client whose first bytes are to be a PROXY header."""
 
-    __slots__ = ("_given", "_own")
+    __slots__ = ("_given",)
 
     announced = True
 
@@ -39,8 +39,6 @@ class AnnouncedArrival(Arrival):
         Arrival.__init__(self, connections, client, address, accepted_at)
         self._parser = _NOT_YET
         self._given: Header | None = None
-        self._own = address
-        """That of the connection itself, whoever is announced."""
 
     # From one process to the next.
 
@@ -48,10 +46,14 @@ class AnnouncedArrival(Arrival):
         given = self._given
         head = b"" if given is None else version_2(given.source, given.destination, "", given.tlvs)
         received = head + (self._received or b"")
-        state = Arriving(self._own, self.accepted_at, len(received), announced=True)
+        state = Arriving(self.address, self.accepted_at, len(received), announced=True)
         return Carried(state, [self._socket], received)
 
     # The header.
+
+    def client(self) -> SocketAddress:
+        given = self._given
+        return self.address if given is None or given.client is None else given.source
 
     def _take(self, data: bytes | memoryview) -> bool:
         if self._given is not None:
@@ -78,8 +80,6 @@ class AnnouncedArrival(Arrival):
             connections.keep(self, self._received.__sizeof__())
             return True
         self._given, self._received, self._parser = given, None, None
-        if given.source is not None:
-            self.address = given.source
         rest = received[given.length :]
         view = connections.relay.view
         size = len(rest)
@@ -137,7 +137,7 @@ class AnnouncedArrival(Arrival):
         if not self._undecided or self._received:
             return False
         given = self._given
-        return given is None or given.source is None or _same(given.source, self._own)
+        return given is None or given.client is None or _same(given.source, self.address)
 
 
 def _same(announced: SocketAddress, own: SocketAddress) -> bool:

@@ -107,6 +107,10 @@ class Arrival:
         self._line = ""
         """The line to wait in for the backend, once that is known."""
 
+    def client(self) -> SocketAddress:
+        """Give the client's address: here that of the connection."""
+        return self.address
+
     # From one process to the next.
 
     def carried(self) -> Carried:
@@ -405,8 +409,8 @@ class Arrival:
 
     def _encoded(self, version: int, destination: SocketAddress, tlvs: bytes = b"") -> bytes:
         if version == 1:
-            return proxy_header.version_1(self.address, destination)
-        return proxy_header.version_2(self.address, destination, self.host, tlvs)
+            return proxy_header.version_1(self.client(), destination)
+        return proxy_header.version_2(self.client(), destination, self.host, tlvs)
 
     # The end.
 
@@ -453,7 +457,7 @@ class Arrival:
         decided = self.decided_at
         hello = "none" if decided is None else round((decided - self.accepted_at) * 1000)
         log.connection(
-            client=address_text(self.address),
+            client=address_text(self.client()),
             host=self.host or "none",
             end=how,
             hello_ms=hello,

@@ -72,10 +72,12 @@ def queued(stream: SocketType) -> int:
 class Record(Protocol):
     """What the log wants to know of a connection; the times are of the monotonic clock."""
 
-    address: SocketAddress
     host: str
     accepted_at: float
     decided_at: float | None
+
+    def client(self) -> SocketAddress:
+        """Give the client's address."""
 
     def log_end(self, how: str, up: int, down: int) -> None:
         """Log the end: how it ended, and the bytes each way."""
