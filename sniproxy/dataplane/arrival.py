@@ -203,14 +203,13 @@ class Arrival:
         """Act on what was read, nothing at the end of the stream; say whether to read on."""
         connections = self._connections
         parser = self._parser
-        if not len(data):
-            reason = "no_hello" if parser is None else "end_of_stream_in_hello"
-            self.refuse(Refusal(Alert.DECODE_ERROR, reason))
-            return False
         if parser is None:
             parser = self._parser = ClientHelloParser()
         entry: str | None
         try:
+            if not len(data):
+                reason = "end_of_stream_in_hello" if self._received else "no_hello"
+                raise Refusal(Alert.DECODE_ERROR, reason)
             entry = host = parser.feed(data)
         except Nameless as refused:
             host, entry = "", connections.hosts.fallback("")
