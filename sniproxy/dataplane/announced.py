@@ -51,7 +51,7 @@ class AnnouncedArrival(Arrival):
 
     # The header.
 
-    def client(self) -> SocketAddress:
+    def client_address(self) -> SocketAddress:
         given = self._given
         return self.address if given is None or given.client is None else given.source
 

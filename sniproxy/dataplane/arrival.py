@@ -107,7 +107,7 @@ class Arrival:
         self._line = ""
         """The line to wait in for the backend, once that is known."""
 
-    def client(self) -> SocketAddress:
+    def client_address(self) -> SocketAddress:
         """Give the client's address: here that of the connection."""
         return self.address
 
@@ -408,8 +408,8 @@ class Arrival:
 
     def _encoded(self, version: int, destination: SocketAddress, tlvs: bytes = b"") -> bytes:
         if version == 1:
-            return proxy_header.version_1(self.client(), destination)
-        return proxy_header.version_2(self.client(), destination, self.host, tlvs)
+            return proxy_header.version_1(self.client_address(), destination)
+        return proxy_header.version_2(self.client_address(), destination, self.host, tlvs)
 
     # The end.
 
@@ -456,7 +456,7 @@ class Arrival:
         decided = self.decided_at
         hello = "none" if decided is None else round((decided - self.accepted_at) * 1000)
         log.connection(
-            client=address_text(self.client()),
+            client=address_text(self.client_address()),
             host=self.host or "none",
             end=how,
             hello_ms=hello,

@@ -73,7 +73,7 @@ def carried_by(watcher: Arrival | Farewell | End) -> Carried:
     up, down = watcher.waiting(), backend.waiting()
     record = watcher.record
     state = Relayed(
-        record.client() if record else None,
+        record.client_address() if record else None,
         record.host if record else "",
         record.accepted_at if record else 0.0,
         (record and record.decided_at) or 0.0,

@@ -76,7 +76,7 @@ class Record(Protocol):
     accepted_at: float
     decided_at: float | None
 
-    def client(self) -> SocketAddress:
+    def client_address(self) -> SocketAddress:
         """Give the client's address."""
 
     def log_end(self, how: str, up: int, down: int) -> None:

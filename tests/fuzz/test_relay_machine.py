@@ -117,7 +117,7 @@ class Connection:
         self.backend = Outer(backend, (2 * number + 1) % len(PATTERNS))
         self.client.peer, self.backend.peer = self.backend, self.client
         # What the log wants to know (relay.Record).
-        self.address, self.host = "", ""
+        self.host = ""
         self.accepted_at, self.decided_at = 0.0, None
         self.how: str | None = None
         self.moved = 0, 0
@@ -130,6 +130,9 @@ class Connection:
             relay.poller.watch(inner_client.fileno(), Unused())
         other = socket.SocketType(socket.AF_UNIX, inner_backend.type, 0, inner_backend.detach())
         relay.join(inner_client, other, self, watched=watched).pump(True)
+
+    def client_address(self) -> str:
+        return ""
 
     def ends(self) -> tuple[Outer, Outer]:
         return self.client, self.backend
