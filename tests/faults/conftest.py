@@ -55,8 +55,7 @@ def unharmed(
 
     def begin(*, growth: int = 8 << 20, **options: object) -> Proxy:
         proxy = start(**options)
-        if not (proxy.directory(HOST) / "tls-socket").exists():
-            serve(proxy.directory(HOST))
+        serve(proxy.directory(HOST))
         # Everything that is made once has been made when a few have been served.
         for _ in range(10):
             ask(proxy)

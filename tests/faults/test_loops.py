@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import pathlib
+import re
 import resource
 import socket
 import threading
@@ -16,6 +17,7 @@ from tests.faults.harness import HELLO, ask, descriptors
 from tests.hello import hello
 
 LIMIT = 256
+LOOP = hello("loop.example")
 
 
 def few() -> None:
@@ -36,12 +38,14 @@ class Forwarder:
         self._thread.start()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_connection(*self._address)
+        ends = [writer]
         try:
             with contextlib.suppress(OSError):
+                back, forth = await asyncio.open_connection(*self._address)
+                ends.append(forth)
                 await asyncio.gather(self._copy(reader, forth), self._copy(back, writer))
         finally:
-            for one in (writer, forth):
+            for one in ends:
                 one.close()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,11 +57,15 @@ class Forwarder:
     def close(self) -> None:
         async def end() -> None:
             self._server.close()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)
+            # Also those of connections that were accepted just before.
+            while True:
+                await asyncio.sleep(0)
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                if not tasks:
+                    break
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -65,77 +73,59 @@ class Forwarder:
         self._loop.close()
 
 
-class Looping:
-    """A proxy with few descriptors and a host of its own that leads back to it."""
-
-    def __init__(self, proxy: Proxy, host: str) -> None:
-        self.proxy = proxy
-        self.host = host
-        self.wire = hello(host)
-        self.before = self.held()
-
-    def held(self) -> int:
-        """Give the most sockets that one of the processes that serve has."""
-        pid = self.proxy.process.pid
-        return max(descriptors(one)["socket"] for one in children(pid) or [pid])
-
-    def connect(self, number: int) -> socket.socket:
-        """Connect a client, with a random of its own."""
-        client = self.proxy.connect()
-        client.sendall(self.wire[:11] + bytes([number]) * 32 + self.wire[43:])
-        return client
-
-
-@pytest.fixture
-def looping(unharmed: Callable[..., Proxy], tmp_path: pathlib.Path) -> Iterator[list[Looping]]:
-    """By a forwarder or as a link, with one process that serves and with several: all together, for
-    who can't get in waits for ten seconds."""
-    made, forwarders = [], []
-    for workers in ("1", "2"):
-        proxy = unharmed(preexec=few, SNIPROXY_WORKERS=workers)
-        path = proxy.directory(f"tcp{workers}.example") / "tls-socket"
-        forwarders.append(Forwarder(path, proxy.listening.getsockname()))
-        made.append(Looping(proxy, f"tcp{workers}.example"))
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(str(tmp_path / workers))
-        listening.listen(1000)
-        proxy = unharmed(listening=listening, preexec=few, SNIPROXY_WORKERS=workers)
-        path = proxy.directory(f"unix{workers}.example") / "tls-socket"
-        path.symlink_to(tmp_path / workers)
-        made.append(Looping(proxy, f"unix{workers}.example"))
-    yield made
-    for forwarder in forwarders:
+@pytest.fixture(params=["tcp", "unix"])
+def looping(
+    request: pytest.FixtureRequest, unharmed: Callable[..., Proxy], tmp_path: pathlib.Path
+) -> Iterator[Proxy]:
+    """A proxy with few descriptors and a host that leads back to it."""
+    if request.param == "tcp":
+        proxy = unharmed(preexec=few)
+        path = proxy.directory("loop.example") / "tls-socket"
+        forwarder = Forwarder(path, proxy.listening.getsockname())
+        yield proxy
         forwarder.close()
+        return
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "socket"))
+    listening.listen(1000)
+    proxy = unharmed(listening=listening, preexec=few)
+    (proxy.directory("loop.example") / "tls-socket").symlink_to(tmp_path / "socket")
+    yield proxy
 
 
-@pytest.mark.parametrize("workers", ["1"], indirect=True)
-def test_what_one_connection_takes(looping: list[Looping]) -> None:
+def held(proxy: Proxy) -> int:
+    """Give the most sockets that one of the processes that serve has."""
+    pid = proxy.process.pid
+    return max(descriptors(one)["socket"] for one in children(pid) or [pid])
+
+
+def test_what_one_connection_takes(looping: Proxy) -> None:
     """A quarter of the descriptors of each worker and a few; meanwhile others are served."""
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(one.connect(1)) for one in looping]
-        highest = [0] * len(looping)
-        while not all("event=loop" in one.proxy.log for one in looping):
-            for number, one in enumerate(looping):
-                highest[number] = max(highest[number], one.held())
-                ask(one.proxy)
-        for one, client, most in zip(looping, clients, highest, strict=True):
-            assert LIMIT // SHARE < most <= one.before + 2 * (LIMIT // SHARE + 3)
-            assert read_exactly(client, 7) == b"\x15\3\3\0\2\2\x50"
-            line = f" level=warning event=loop host={one.host} connections=32\n"
-            assert one.proxy.log.count(line) == one.proxy.log.count("event=loop") == 1
+    most = held(looping) + 2 * (LIMIT // SHARE + 3)
+    with looping.connect() as client:
+        client.sendall(LOOP)
+        highest = 0
+        while "event=loop" not in looping.log:
+            highest = max(highest, held(looping))
+            ask(looping)
+        assert LIMIT // SHARE < highest <= most
+        assert read_exactly(client, 7) == b"\x15\3\3\0\2\2\x50"
+    assert re.search(r"level=warning event=loop host=loop.example connections=32\n", looping.log)
+    assert looping.log.count("event=loop") == 1
 
 
-@pytest.mark.parametrize("workers", ["1"], indirect=True)
-def test_several_take_no_more_than_one(looping: list[Looping]) -> None:
-    """A browser comes with several connections at once."""
-    with contextlib.ExitStack() as stack:
-        for one in looping:
-            for number in range(8):
-                stack.enter_context(one.connect(number))
-        for _ in range(50):
-            for one in looping:
-                ask(one.proxy)
-                assert one.held() <= one.before + 2 * (LIMIT // SHARE + 3) + 4 * 8
+def test_several_take_no_more_than_one(looping: Proxy) -> None:
+    """A browser comes with several connections at once, each with a random of its own."""
+    clients = []
+    most = held(looping) + 2 * (LIMIT // SHARE + 3) + 4 * 8
+    for number in range(8):
+        clients.append(looping.connect())
+        clients[-1].sendall(LOOP[:11] + bytes([number]) * 32 + LOOP[43:])
+    for _ in range(50):
+        ask(looping)
+        assert held(looping) <= most
+    for client in clients:
+        client.close()
 
 
 def test_equal_hellos_of_honest_clients(unharmed: Callable[..., Proxy]) -> None:
