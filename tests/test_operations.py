@@ -23,6 +23,7 @@ import yaml
 from tests.deployment.inside import manual
 from tests.deployment.inside.manual import block
 from tests.hello import extension, message, records, server_name
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[1]
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -188,8 +189,7 @@ def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -
     """It can't just test a configuration: it is started, on a port of our own."""
     program = need("sniproxy", "sniproxy")
     before = block("operations.md", "From dlundquist's sniproxy", 0)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     text, listens = re.subn(r"listener 443", f"listener 127.0.0.1:{port}", before)
     assert listens == 1
     configuration, log = tmp_path / "sniproxy.conf", tmp_path / "log"
@@ -397,8 +397,7 @@ def test_what_readme_says_to_run_serves(tmp_path: pathlib.Path) -> None:
         (source / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     commands = block("README.md", "Run it")
     assert commands.count("127.0.0.1:8443") == 1
     # The last command, which is the proxy, takes the shell's place so that it can be stopped.

@@ -19,6 +19,7 @@ from tests.deployment.inside.manual import block
 from tests.deployment.machine import REPOSITORY
 from tests.end_to_end.harness import Backend, read_all
 from tests.hello import hello
+from tests.ports import free_port
 
 COMMANDS = ("sniproxy-check", "sniproxy-hostname", "sniproxy-listen")
 
@@ -378,8 +379,7 @@ def test_the_container_s_recipe(executable: pathlib.Path, tmp_path: pathlib.Path
     backend = Backend(hosts / "blog.example")
     (hosts / "blog.example" / "tls-socket").chmod(0o666)
 
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     entry = [word.replace(":443", f"127.0.0.1:{port}") for word in json.loads(steps["ENTRYPOINT"])]
     for parent in (root, *root.parents):
         if parent.is_relative_to(tmp_path.parents[1]):

@@ -29,6 +29,7 @@ from tests.end_to_end.harness import (
     wait_until,
 )
 from tests.hello import hello
+from tests.ports import free_port
 
 HELLO = hello("a.example")
 Start = Callable[..., Proxy]
@@ -306,8 +307,7 @@ def test_by_sniproxy_listen(
     called: str,
 ) -> None:
     """By its name, it is the one beside sniproxy-listen, now and later: PATH may have another."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = free_port()
     log = tmp_path / "log-listen"
     words = program.command
     if program.path.name == "python":

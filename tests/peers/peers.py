@@ -13,13 +13,14 @@ import pathlib
 import re
 import select
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+
+from tests.ports import free_port
 
 HERE = pathlib.Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "peers"
@@ -317,12 +318,6 @@ def gnutls_server(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -
 
 def python_server(folder: pathlib.Path, pem: pathlib.Path, path: pathlib.Path) -> list[list[str]]:
     return [[sys.executable, str(HERE / "python_server.py"), str(path), str(pem)]]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def forwarder(path: pathlib.Path, port: int) -> list[str]:

@@ -19,7 +19,8 @@ import trustme
 from tests.deployment.inside.manual import block
 from tests.end_to_end.harness import TIMEOUT, read_all, wait_until
 from tests.peers.conftest import World
-from tests.peers.peers import PATIENCE, Missing, free_port, need, nginx_with, request
+from tests.peers.peers import PATIENCE, Missing, need, nginx_with, request
+from tests.ports import free_port
 
 PAGE = "what the server has to say"
 

@@ -22,13 +22,13 @@ from tests.peers.peers import (
     Server,
     apache_with,
     forwarder,
-    free_port,
     haproxy_with,
     need,
     nginx_with,
     request,
     run,
 )
+from tests.ports import free_port
 
 CLIENT = "127.0.0.9"
 """The client's address, which is nobody else's here."""

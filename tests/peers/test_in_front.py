@@ -23,7 +23,8 @@ import trustme
 from tests.end_to_end.harness import TIMEOUT, Backend, Proxy, read_exactly, wait_until
 from tests.hello import hello
 from tests.peers.conftest import wait_for_listener
-from tests.peers.peers import Missing, free_port, haproxy_with, need, nginx_with
+from tests.peers.peers import Missing, haproxy_with, need, nginx_with
+from tests.ports import free_port
 
 HOST = "blog.example"
 HELLO = hello(HOST)
