@@ -56,16 +56,16 @@ class Budget:
 
 
 CALLS_OF_A_CONNECTION = Budget(
-    21.5,
+    19.3,
     "19 that the work needs (ioctl accept4 getsockname recv; socket setsockopt connect access "
-    "access send; two epoll_ctl; recv send, recv shutdown, recv, two close) and 2 waits; now and "
-    "then a hello comes later than its connection, and costs 3 more (setsockopt is Linux 6.16's)",
+    "access send; two epoll_ctl; recv send, recv shutdown, recv, two close); now and then a hello "
+    "comes later than its connection, and costs 3 more (setsockopt is Linux 6.16's)",
 )
+WAITS_OF_A_CONNECTION = Budget(3.2, "2, and where the machine is busy one for each event")
 CALLS_OF_A_REFUSAL = Budget(
-    14.5,
+    14.2,
     "ioctl accept4 getsockname recv; socket setsockopt connect access, newfstatat for the wildcard "
-    "and for the default, close; send shutdown recv close, and a wait; one ioctl and one wait are "
-    "for several",
+    "and for the default, close; send shutdown recv close; some ioctl are for several; and waits",
 )
 CALLS_OF_A_WILDCARD = Budget(3.2, "access newfstatat connect: the directory, whose it is, again")
 CALLS_OF_THE_DEFAULT = Budget(4.2, "access newfstatat newfstatat connect: no wildcard either")
@@ -136,12 +136,20 @@ def count_connections(proxy: Proxy, trace: Trace, one: Callable[[], None]) -> Co
 def test_system_calls_of_a_connection(traced: tuple[Proxy, Trace], backend_of: Make) -> None:
     proxy, trace = traced
     backend = backend_of(proxy.directory("a.example"))
-    # The best of some, as below: where the machine is busy, each event has a wait of its own.
+    # The best of some, as below.
     for _ in range(TRANSFERS):
         counted = count_connections(proxy, trace, lambda: serve_one(proxy, backend))
-        if CALLS_OF_A_CONNECTION.allows(counted.total() / 100):
+        if cheap(counted):
             return
     raise AssertionError(counted)
+
+
+def cheap(counted: Counter[str]) -> bool:
+    """Say whether 100 connections have cost what they may."""
+    waits = counted["epoll_wait"]
+    return CALLS_OF_A_CONNECTION.allows(
+        (counted.total() - waits) / 100
+    ) and WAITS_OF_A_CONNECTION.allows(waits / 100)
 
 
 @pytest.mark.parametrize("traced", [{"SNIPROXY_ACCEPT_PROXY": "1"}], indirect=True)
@@ -152,7 +160,7 @@ def test_a_header_costs_no_system_call(traced: tuple[Proxy, Trace], backend_of: 
     header = version_2(("192.0.2.1", 1), ("192.0.2.2", 443), "")
     for _ in range(TRANSFERS):
         counted = count_connections(proxy, trace, lambda: serve_one(proxy, backend, header))
-        if CALLS_OF_A_CONNECTION.allows(counted.total() / 100):
+        if cheap(counted):
             return
     raise AssertionError(counted)
 
@@ -189,7 +197,7 @@ def test_the_floor_makes_the_same_calls(
 def test_system_calls_of_a_refusal(traced: tuple[Proxy, Trace]) -> None:
     proxy, trace = traced
     counted = count_connections(proxy, trace, lambda: refuse_one(proxy))
-    assert CALLS_OF_A_REFUSAL.allows(counted.total() / 100), counted
+    assert CALLS_OF_A_REFUSAL.allows((counted.total() - counted["epoll_wait"]) / 100), counted
 
 
 @pytest.mark.parametrize(
