@@ -1,7 +1,6 @@
 """Clients that are slow, many, silent, rude or gone."""
 
 import contextlib
-import functools
 import os
 import resource
 import select
@@ -176,47 +175,26 @@ def test_clients_that_never_read(start: Start, serve: Callable[..., Backend]) ->
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("workers", ["1"], indirect=True)
 def test_clients_that_outlive_their_backend_take_or_leave(
     start: Start, backend_of: Callable[..., EndToEndBackend], serve: Callable[..., Backend]
 ) -> None:
     """Who takes nothing goes a minute after the other side has; who takes bytes gets them all,
-    though it sends on all the while. One process and several have that minute together."""
-    proxies = {f"{count}.example": start(SNIPROXY_WORKERS=count) for count in ("1", "2")}
-    serve(next(iter(proxies.values())).directory(HOST))
-    for proxy in proxies.values():
-        ask(proxy)
-    before = [at_rest(proxy) for proxy in proxies.values()]
-    clients: list[socket.socket] = []
-    threads = []
-    for host, proxy in proxies.items():
-        backend = backend_of(proxy.directory(host))
-        work = functools.partial(outlive_their_backend, proxy, host, backend, clients)
-        threads.append(in_thread(work))
-    for thread in threads:
-        thread.join()
-    for proxy, held in zip(proxies.values(), before, strict=True):
-        ask(proxy)
-        nothing_left(proxy, held, 32 << 20, patience=150)
-    # Of each proxy: those that took nothing.
-    assert len(clients) == 2 * 7
-    for client in clients:
-        client.close()
-
-
-def outlive_their_backend(
-    proxy: Proxy, host: str, backend: EndToEndBackend, clients: list[socket.socket]
-) -> None:
-    """Have clients whose backend leaves, and serve one that is slow; keep who takes nothing."""
+    though it sends on all the while."""
+    proxy = start()
+    serve(proxy.directory(HOST))
+    ask(proxy)
+    before = at_rest(proxy)
+    backend = backend_of(proxy.directory("b.example"))
     answer = bytes(range(256)) * 8_000
+    clients = []
 
     def connect() -> tuple[socket.socket, socket.socket]:
         client = proxy.connect()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(hello(host))
+        client.sendall(hello("b.example"))
         clients.append(client)
         stream = backend.accept()
-        read_exactly(stream, len(hello(host)))
+        read_exactly(stream, len(hello("b.example")))
         return client, stream
 
     for size in (50_000, len(answer)):
@@ -249,7 +227,10 @@ def outlive_their_backend(
     sender.join()
     assert got == answer
     slow.close()
-    clients.remove(slow)
+    ask(proxy)
+    nothing_left(proxy, before, 32 << 20, patience=150)
+    for client in clients:
+        client.close()
 
 
 def test_a_killed_client(unharmed: Start) -> None:

@@ -31,6 +31,7 @@ class Forwarder:
         self._loop = asyncio.new_event_loop()
         self._path = path
         self._address = address
+        self._ends: list[asyncio.StreamWriter] = []
         self._server = self._loop.run_until_complete(
             asyncio.start_unix_server(self._serve, str(path), backlog=1000)
         )
@@ -38,15 +39,13 @@ class Forwarder:
         self._thread.start()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends = [writer]
-        try:
-            with contextlib.suppress(OSError):
-                back, forth = await asyncio.open_connection(*self._address)
-                ends.append(forth)
-                await asyncio.gather(self._copy(reader, forth), self._copy(back, writer))
-        finally:
-            for one in ends:
-                one.close()
+        self._ends.append(writer)
+        back, forth = await asyncio.open_connection(*self._address)
+        self._ends.append(forth)
+        with contextlib.suppress(OSError, AttributeError):  # the latter where it was aborted
+            await asyncio.gather(self._copy(reader, forth), self._copy(back, writer))
+        for one in (writer, forth):
+            one.close()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -57,15 +56,15 @@ class Forwarder:
     def close(self) -> None:
         async def end() -> None:
             self._server.close()
-            # Also those of connections that were accepted just before.
+            # Not by cancelling: who is connecting just now would lose its socket.
             while True:
+                for one in self._ends:
+                    one.transport.abort()
                 await asyncio.sleep(0)
                 tasks = asyncio.all_tasks() - {asyncio.current_task()}
                 if not tasks:
                     break
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.wait(tasks, timeout=0.1)
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(TIMEOUT)
         self._loop.call_soon_threadsafe(self._loop.stop)
