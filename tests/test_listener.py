@@ -18,8 +18,10 @@ from sniproxy.dataplane.listener import (
     LAST_CALL,
     MOST_FAILURES,
     PAUSE,
+    SHARED_BATCH,
     Listener,
 )
+from sniproxy.dataplane.tally import LEAD, MOMENT, MOMENTS, Tally
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from sniproxy.log.repeats import PERIOD
 from sniproxy.resolver.hosts import can_refuse_descriptors
@@ -377,6 +379,24 @@ def test_who_has_accepted_is_woken_last(plane: Plane, listening: socket.socket) 
     assert plane.connections.totals.accepted == 1
     close_all(clients)
     other.close()
+    listener.close()
+
+
+def test_who_is_ahead_leaves_the_queue_for_a_moment(plane: Plane, listening: socket.socket) -> None:
+    """Each time it comes back it takes one; as the other takes nothing, in the end it takes all."""
+    tally = Tally(2)
+    tally.join(0)
+    listener = Listener(listening.dup(), plane.connections, lambda: None, tally)
+    clients = connect(listening, 200)
+    totals = plane.connections.totals
+    taken = []
+    while totals.accepted < 200:
+        plane.turn(100)
+        taken.append(totals.accepted)
+        plane.clock.advance(MOMENT)
+    assert LEAD <= taken[0] < 2 * LEAD + SHARED_BATCH
+    assert taken == [*range(taken[0], taken[0] + MOMENTS), 200]
+    close_all(clients)
     listener.close()
 
 

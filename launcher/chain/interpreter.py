@@ -76,6 +76,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "fcntl": ("fcntlmodule.c",),
     "grp": ("grpmodule.c",),
     "math": ("mathmodule.c",),
+    "mmap": ("mmapmodule.c",),
     "resource": ("resource.c",),
     "select": ("selectmodule.c",),
     "syslog": ("syslogmodule.c",),

@@ -18,6 +18,7 @@ from sniproxy.dataplane.arrival import Arrival, welcome
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
+from sniproxy.dataplane.tally import MOMENT, Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
@@ -25,7 +26,7 @@ from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
 LARGEST_BATCH = 64
 """Connections accepted in a row before the others have their turn."""
 
-SHARED_BATCH = 16
+SHARED_BATCH = 8
 """The same where other workers share the queue: what a batch takes they can't."""
 
 PAUSE = 0.1
@@ -67,8 +68,9 @@ class Listener:
     """Accepts from one listening socket while it is open.
 
     Where other workers do as well, ``crowded`` is called when this one can't take what waits there,
-    and somebody is to have the others ``look``: only we were woken for it. Clients are
-    ``announced`` where it is a socket for balancers, which begin with a PROXY header.
+    and somebody is to have the others ``look``: only we were woken for it. The ``tally`` says whose
+    turn it is then. Clients are ``announced`` where it is a socket for balancers, which begin with
+    a PROXY header.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Listener:
         listening: socket.socket,
         connections: Connections,
         crowded: Callable[[], None] | None = None,
+        tally: Tally | None = None,
         *,
         announced: bool = False,
     ) -> None:
@@ -84,6 +87,7 @@ class Listener:
         self._kind = AnnouncedArrival if announced else Arrival
         self._crowded = crowded
         self._shared = crowded is not None
+        self._tally = tally
         # As a plain number: the property converts it to an enumeration each time.
         self._family = int(listening.family)
         self._batch = 1
@@ -136,6 +140,13 @@ class Listener:
         lines = connections.lines
         kind = self._kind
         make = socket.SocketType
+        tally = self._tally
+        if tally is not None and self._batch > 1:
+            tally.count(connections.totals.accepted)
+            if tally.ahead() and not self._leaving:
+                self._see_to_going_on(MOMENT)
+                self._unwatch()
+                return
         for _ in range(self._batch):
             if FOR_A_DESCRIPTOR in lines:
                 # What is free next is for the backends of those who are here already.
@@ -172,6 +183,8 @@ class Listener:
                 # and who is at work is not told of a connection that wakes somebody who sleeps.
                 shared = False
                 self.look()
+                if tally is not None:
+                    tally.count(connections.totals.accepted)
         if self._leaving:
             connections.poller.again(self)
 
@@ -196,10 +209,10 @@ class Listener:
         if self._crowded is not None:
             self._crowded()
 
-    def _see_to_going_on(self) -> None:
+    def _see_to_going_on(self, pause: float = PAUSE) -> None:
         """Have it watched again after a while, whatever happens: to be done before it is not."""
         if not self._going_on:
-            self._connections.later(PAUSE, self._go_on)
+            self._connections.later(pause, self._go_on)
             self._going_on = True
 
     def _go_on(self) -> float | None:

@@ -18,6 +18,7 @@ from sniproxy.dataplane.listener import Listener
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.state import Carried
 from sniproxy.dataplane.sweep import Sweep
+from sniproxy.dataplane.tally import Tally
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.process.inherited import Listening
@@ -49,8 +50,9 @@ class Server:
 
     ``report`` is told of ``stop``, ``connections_closed``, ``refused`` and ``exit``. ``workers``
     says how many processes share the sockets and what else is shared out between them; with several
-    it is also told of ``packing``, and of ``crowded``: then the others are to ``look``. ``alone``
-    says that nobody but us and the other workers has the sockets.
+    it is also told of ``packing``, and of ``crowded``: then the others are to ``look``, and the
+    ``tally`` is what they share. ``alone`` says that nobody but us and the other workers has the
+    sockets.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Server:
         log: Log,
         report: Report,
         workers: int = 1,
+        tally: Tally | None = None,
         *,
         alone: bool = False,
     ) -> None:
@@ -78,7 +81,7 @@ class Server:
         )
         crowded = functools.partial(report, CROWDED) if self._supervised else None
         self._listeners = [
-            Listener(one.socket, self._connections, crowded, announced=one.announced)
+            Listener(one.socket, self._connections, crowded, tally, announced=one.announced)
             for one in listening
         ]
         log.on_backlog = Sweep(later, FLUSH, log.flush).wake

@@ -17,6 +17,7 @@ from socket import socket
 
 from sniproxy import __version__, flavour
 from sniproxy.dataplane.arrival import host_and_port
+from sniproxy.dataplane.tally import Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
 from sniproxy.log.sinks import SyslogSink, sink_of
@@ -214,6 +215,7 @@ class _Service:
         # it.
         gc.collect()
         gc.freeze()
+        tally = Tally(self._count)
         first = Supervisor(
             self._count,
             self._log,
@@ -229,7 +231,8 @@ class _Service:
             if channel is None:
                 return first.handed_over
             self._log = self._open_log()
-            self._work(channel, first.number)
+            tally.join(first.number)
+            self._work(channel, first.number, tally)
             status = 0
         except NO_MEMORY:  # at a worker's start: the supervisor says so, and tries again later
             if first.number == NOBODY:
@@ -237,7 +240,7 @@ class _Service:
         # The interpreter's own end of a worker could fail for want of memory, too.
         os._exit(status)
 
-    def _work(self, channel: Channel, number: int) -> None:
+    def _work(self, channel: Channel, number: int, tally: Tally) -> None:
         """Serve as one worker, as the supervisor says."""
         log = self._log
 
@@ -251,7 +254,7 @@ class _Service:
                 log.info(event, **fields)
 
         server = Server(
-            self._listening, self._hosts, log, report, self._count, alone=self._bound_by_us
+            self._listening, self._hosts, log, report, self._count, tally, alone=self._bound_by_us
         )
 
         def give(parcel: Parcel) -> None:
