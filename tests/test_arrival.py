@@ -89,6 +89,17 @@ def test_who_is_served_by_one_entry_waits_in_one_line(plane: Plane) -> None:
     assert not plane.connections.lines
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+def test_lines_know_whose_host_they_are_for(plane: Plane) -> None:
+    for owner, name in enumerate(("a.example", "b.example"), 4321):
+        os.mkdir(name)
+        pathlib.Path(name, "wait-for-backend").touch()
+        os.chown(name, owner, -1)
+        plane.client(hello(name))
+    owners = {name: line.owner for name, line in plane.connections.lines.items()}
+    assert owners == {"a.example": 4321, "b.example": 4322}
+
+
 def test_a_line_is_left_when_its_backend_is_given_up(plane: Plane) -> None:
     """While one waits for its backend, the directory may go: then the next entry serves it."""
     os.mkdir("a.example")

@@ -223,6 +223,18 @@ def test_what_others_may_write_to_serves_nobody(hosts: Hosts, entry: str, top: i
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+def test_whose_an_entry_is(hosts: Hosts, tmp_path: pathlib.Path) -> None:
+    """Of a link, not of what it leads to: that may be anybody's."""
+    os.mkdir("a.example")
+    os.chown("a.example", STRANGER, -1)
+    os.symlink("a.example", "b.example")
+    os.lchown("b.example", ANOTHER, -1)
+    os.chdir(tmp_path)
+    hosts._elsewhere = True
+    assert [hosts.owner(f"{name}.example") for name in "abc"] == [STRANGER, ANOTHER, -1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
 def test_look_ups_of_who_has_no_directory(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     """At most four, where both entries are links that belong to root and lead to others."""
     for entry in ("_.example", "_default"):

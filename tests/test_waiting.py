@@ -1,9 +1,11 @@
 """Waiting in line for a queue with room, by a clock of the test's own."""
 
 from sniproxy.dataplane.waiting import (
+    FEW_LINES,
     FIRST_RETRY,
     FOR_A_DESCRIPTOR,
     LONGEST_RETRY,
+    MOST_SELDOM,
     TRIES_A_TURN,
     Lines,
 )
@@ -13,12 +15,16 @@ from tests.clock import Clock
 class Waiter:
     """Gets in where the queue has a place to take; counts its tries."""
 
-    def __init__(self, queue: list[int], accepted_at: float) -> None:
+    def __init__(self, queue: list[int], accepted_at: float, owner: int = 1000) -> None:
+        self._owner = owner
         self.queue = queue
         self.accepted_at = accepted_at
         self.tries = 0
         self.line = "a.example"
         self.inside = False
+
+    def owner(self) -> int:
+        return self._owner
 
     def attempt(self) -> str | None:
         self.tries += 1
@@ -137,3 +143,31 @@ def test_who_waits_for_something_else_changes_lines() -> None:
     clock.advance(LONGEST_RETRY)
     assert not lines
     assert clock.timers == 0
+
+
+def test_the_lines_of_one_owner_are_tried_together() -> None:
+    """As often as a few of them would be, and each still within the time that its clients have."""
+    clock = Clock()
+    lines = Lines(clock.later)
+    many = [Waiter([], 0) for _ in range(1600)]
+    other = Waiter([], 0, owner=1001)
+    for number, waiter in enumerate(many):
+        waiter.line = f"host-{number}.example"
+        lines.join(waiter.line, waiter)
+    other.line = "other.example"
+    lines.join(other.line, other)
+    clock.advance(10)
+    begun = sum(waiter.tries for waiter in many)
+    alone = other.tries
+    clock.advance(10)
+    assert other.tries - alone == 10 / LONGEST_RETRY
+    assert all(waiter.tries >= 10 / MOST_SELDOM for waiter in many)
+    assert sum(waiter.tries for waiter in many) - begun <= len(many) * 10 / MOST_SELDOM
+    # When most have got in, the others are tried as often as before.
+    for waiter in many[FEW_LINES:]:
+        waiter.queue = [1]
+    clock.advance(2 * MOST_SELDOM)
+    few = many[0].tries
+    clock.advance(10)
+    assert many[0].tries - few == 10 / LONGEST_RETRY
+    assert len(lines) == FEW_LINES + 1

@@ -337,6 +337,10 @@ class Arrival:
     def _may_wait(self) -> bool:
         return self._connections.clock() < self.accepted_at + PATIENCE
 
+    def owner(self) -> int:
+        """Give the uid of who owns the entry that is to serve it (``waiting.Waiter``)."""
+        return self._connections.hosts.owner(directory_name(self._entry))
+
     def attempt(self) -> str | None:
         """Try again to reach the backend (``waiting.Waiter``)."""
         line: str | None = None

@@ -2,11 +2,13 @@
 
 A full queue answers EAGAIN, connect(2), and has to be tried again. Of all who wait in one process
 for the backend of one name only the first tries, so that thousands cost no more than one, and
-nobody who comes later gets in before those who wait. Who lacks a descriptor waits in a line of its
-own, whatever the name.
+nobody who comes later gets in before those who wait. Of the lines for hosts of one owner, the more
+there are the more seldom each is tried: names are had for the making. Who lacks a descriptor waits
+in a line of its own, whatever the name.
 """
 
 from bisect import bisect_left, insort
+from collections import Counter
 from typing import Protocol
 
 from sniproxy.dataplane.timers import Later
@@ -14,6 +16,12 @@ from sniproxy.dataplane.timers import Later
 FIRST_RETRY = 0.001
 LONGEST_RETRY = 0.050
 """Seconds between two tries at a full queue; each pause is twice the last."""
+
+FEW_LINES = 16
+"""Lines for one owner's hosts that are tried as often; of more, all together are, ..."""
+
+MOST_SELDOM = 2.0
+"""... but each after so many seconds: clients wait for ten."""
 
 FOR_A_DESCRIPTOR = ""
 """The line of those who have no descriptor for their backend: no host has such a name."""
@@ -27,6 +35,9 @@ class Waiter(Protocol):
 
     accepted_at: float
 
+    def owner(self) -> int:
+        """Give the uid of who owns the host that it waits for."""
+
     def attempt(self) -> str | None:
         """Try once more; name the line to wait in, or None if the waiting is over, one way or the
         other."""
@@ -38,14 +49,16 @@ class Lines(dict[str, "Line"]):
     def __init__(self, later: Later) -> None:
         super().__init__()
         self._later = later
+        self._of_owner: Counter[int | None] = Counter()
 
     def join(self, name: str, waiter: Waiter) -> None:
         line = self.get(name)
         if line is None:
             # Its timer first: without one nobody would ever be tried.
-            line = Line(self, name)
+            line = Line(self, name, waiter.owner() if name else None)
             self._later(FIRST_RETRY, line.run)
             self[name] = line
+            self._of_owner[line.owner] += 1
         line.join(waiter)
 
     def leave(self, name: str, waiter: Waiter) -> None:
@@ -54,6 +67,18 @@ class Lines(dict[str, "Line"]):
         if line is not None:
             line.leave(waiter)
 
+    def end(self, name: str) -> None:
+        """Take out a line in which nobody is left."""
+        line = self.pop(name, None)
+        if line is not None:
+            self._of_owner[line.owner] -= 1
+            if not self._of_owner[line.owner]:
+                del self._of_owner[line.owner]
+
+    def longest(self, owner: int | None) -> float:
+        """Give the seconds between two tries at a full queue of an owner's."""
+        return min(LONGEST_RETRY * max(1, self._of_owner[owner] / FEW_LINES), MOST_SELDOM)
+
 
 class Line:
     """Those who wait for the same: who was accepted first is first.
@@ -61,9 +86,10 @@ class Line:
     So the first is also the first whose time is up, and it is enough to try the first.
     """
 
-    __slots__ = ("_lines", "_name", "_pause", "_waiters")
+    __slots__ = ("_lines", "_name", "_pause", "_waiters", "owner")
 
-    def __init__(self, lines: Lines, name: str) -> None:
+    def __init__(self, lines: Lines, name: str, owner: int | None) -> None:
+        self.owner = owner
         self._lines = lines
         self._name = name
         self._pause = 2 * FIRST_RETRY
@@ -85,13 +111,13 @@ class Line:
         """Try those that wait; give the seconds to the next try, None where nobody is left."""
         for _ in range(TRIES_A_TURN):
             if not self._waiters:
-                self._lines.pop(self._name, None)
+                self._lines.end(self._name)
                 return None
             first = self._waiters[0]
             name = first.attempt()
             if name == self._name:
                 pause = self._pause
-                self._pause = min(2 * pause, LONGEST_RETRY)
+                self._pause = min(2 * pause, self._lines.longest(self.owner))
                 return pause
             if name is None:
                 self._pause = FIRST_RETRY

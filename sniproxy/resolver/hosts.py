@@ -155,6 +155,16 @@ class Hosts:
         os.fchdir(self._descriptor)
         self._elsewhere = False
 
+    def owner(self, directory: str) -> int:
+        """Give the uid of who made a host's entry, be it a directory or a link; -1 where that is
+        not there."""
+        try:
+            if self._elsewhere:
+                self._return()
+            return os.lstat(directory).st_uid
+        except OSError:
+            return -1
+
     def has(self, directory: str, name: str) -> bool:
         """Say whether there is something of that name in a host's directory."""
         return os.access(f"{directory}/{name}", os.F_OK)
