@@ -362,6 +362,24 @@ def test_the_last_of_the_pipes_is_somebody_else_s() -> None:
     pair.close()
 
 
+def test_half_of_the_pipes_are_not_for_who_waits() -> None:
+    """An upload that its backend does not take gives its pipe back, and loses nothing."""
+    pair = Pair(tcp=True)
+    taken = [pipe for _ in range(MAX_PIPES // 2) if (pipe := pair.relay.pipes.take())]
+    sent = 0
+    while pair.joined.unsent is None:
+        sent += fill(pair.client)
+        pair.turn()
+        assert pair.joined.pipe is None
+    assert pair.relay.pipes.count <= MAX_PIPES // 2 + 1
+    assert pair.relay.pipes.take() is not None
+    sent += fill(pair.client)
+    assert receive(pair, pair.backend, sent) == b"f" * sent
+    for pipe in taken:
+        pair.relay.pipes.give_back(pipe)
+    pair.close()
+
+
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOMEM])
 def test_where_splice_is_refused_it_copies(error: int) -> None:
     def work() -> None:

@@ -78,6 +78,12 @@ class Pipes:
             return None
         return pipe
 
+    @property
+    def scarce(self) -> bool:
+        """Whether so many are in use that none is to be held while its backend takes nothing: else
+        those of one host could have all of them."""
+        return self.count - len(self._idle) > max(1, self._limit // 2)
+
     def give_back(self, pipe: Pipe) -> None:
         """Take a pipe back: kept if it is empty, else closed with what is in it."""
         if pipe.held or self.count > self._limit:

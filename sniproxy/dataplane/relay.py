@@ -231,16 +231,19 @@ class End:
 
     def waiting(self) -> bytes:
         """Give what the peer has not taken yet, out of the pipe where it is in one."""
-        pipe = self.pipe
-        if pipe is not None:
-            held = []
-            while pipe.held:
-                held.append(os.read(pipe.read, pipe.held))
-                pipe.held -= len(held[-1])
-            self.pipe = None
-            self.unsent = b"".join(held)
-            self.relay.pipes.give_back(pipe)
+        if self.pipe is not None:
+            self.unsent = self.taken_out(self.pipe)
         return self.unsent or b""
+
+    def taken_out(self, pipe: Pipe) -> bytes:
+        """Give what is in a pipe, and the pipe back."""
+        self.pipe = None
+        held = []
+        while pipe.held:
+            held.append(os.read(pipe.read, pipe.held))
+            pipe.held -= len(held[-1])
+        self.relay.pipes.give_back(pipe)
+        return b"".join(held)
 
     def notice(self) -> None:
         """Note that this end is known to send no more, though the end of its stream is not read
@@ -397,6 +400,9 @@ class End:
                 pipe.held -= sent
                 self.moved += sent
         except BlockingIOError:
+            if self.pipe is None and self.relay.pipes.scarce:  # others are to have it
+                self.hold(self.taken_out(pipe))
+                return False
             self.pipe = pipe
             if self.reading:
                 self.reading = False
@@ -404,10 +410,7 @@ class End:
             return False
         except OSError as error:
             # A send knows whether it is the peer or the kernel that does not want it.
-            self.pipe = None
-            left = os.read(pipe.read, pipe.held)
-            pipe.held -= len(left)
-            self.relay.pipes.give_back(pipe)
+            left = self.taken_out(pipe)
             self.relay.pipes.refused(error)
             self.bulk = 0
             self.hold(left)
