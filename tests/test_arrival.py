@@ -7,10 +7,11 @@ import socket
 
 import pytest
 
+from sniproxy.dataplane import waiting
 from sniproxy.dataplane.arrival import address_text
 from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
-from tests.end_to_end.harness import reset
+from tests.end_to_end.harness import Backend, reset
 from tests.hello import hello, message, records
 from tests.plane import Descriptors, Plane, alert
 
@@ -98,6 +99,30 @@ def test_lines_know_whose_host_they_are_for(plane: Plane) -> None:
         plane.client(hello(name))
     owners = {name: line.owner for name, line in plane.connections.lines.items()}
     assert owners == {"a.example": 4321, "b.example": 4322}
+
+
+def test_the_hellos_of_those_who_wait_are_bounded(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MAX_KEPT", 3 * len(HELLO))
+    os.mkdir("a.example")
+    pathlib.Path("a.example/wait-for-backend").touch()
+    clients = [plane.client(HELLO) for _ in range(3)]
+    assert plane.read(plane.client(HELLO), 99) == alert(80)
+    assert plane.connections.totals.refused == {"queue_full": 1}
+    backend = Backend(pathlib.Path("a.example"))
+    plane.clock.advance(1)
+    for client in clients:
+        stream = backend.accept()
+        assert stream.recv(9999) == HELLO
+        stream.sendall(b"served")
+        assert plane.read(client, 6) == b"served"
+    backend.close()
+    # Nothing is kept any more.
+    pathlib.Path("a.example/tls-socket").unlink()
+    for _ in range(3):
+        plane.client(HELLO)
+    assert plane.connections.totals.refused == {"queue_full": 1}
 
 
 def test_a_line_is_left_when_its_backend_is_given_up(plane: Plane) -> None:

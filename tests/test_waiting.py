@@ -5,6 +5,7 @@ from sniproxy.dataplane.waiting import (
     FIRST_RETRY,
     FOR_A_DESCRIPTOR,
     LONGEST_RETRY,
+    MAX_KEPT,
     MOST_SELDOM,
     TRIES_A_TURN,
     Lines,
@@ -19,12 +20,17 @@ class Waiter:
         self._owner = owner
         self.queue = queue
         self.accepted_at = accepted_at
+        self.kept = 0
+        self.crowded_out: list[str] = []
         self.tries = 0
         self.line = "a.example"
         self.inside = False
 
     def owner(self) -> int:
         return self._owner
+
+    def crowd_out(self, name: str) -> None:
+        self.crowded_out.append(name)
 
     def attempt(self) -> str | None:
         self.tries += 1
@@ -171,3 +177,32 @@ def test_the_lines_of_one_owner_are_tried_together() -> None:
     clock.advance(10)
     assert many[0].tries - few == 10 / LONGEST_RETRY
     assert len(lines) == FEW_LINES + 1
+
+
+def test_what_is_kept_for_one_owner_is_bounded() -> None:
+    """Whichever of its hosts they wait for; who leaves makes room."""
+    clock = Clock()
+    lines = Lines(clock.later)
+    waiters = [Waiter([], number, owner=1000 + number // 4) for number in range(5)]
+    for number, waiter in enumerate(waiters):
+        waiter.kept = MAX_KEPT // 2
+        waiter.line = f"{number % 2}.{number // 4}.example"
+        lines.join(waiter.line, waiter)
+    assert [waiter.crowded_out for waiter in waiters] == [
+        [],
+        [],
+        ["0.0.example"],
+        ["1.0.example"],
+        [],
+    ]
+    lines.leave("0.0.example", waiters[0])
+    lines.leave("0.0.example", waiters[0])
+    for waiter in waiters[2:4]:
+        lines.join(waiter.line, waiter)
+    assert waiters[2].crowded_out == ["0.0.example"]
+    assert waiters[3].crowded_out == ["1.0.example"] * 2
+    # Who goes to another line of the same owner takes what it keeps along.
+    waiters[1].line = "another.0.example"
+    clock.advance(1)
+    assert not waiters[1].crowded_out
+    assert "another.0.example" in lines

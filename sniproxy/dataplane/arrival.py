@@ -332,6 +332,7 @@ class Arrival:
         """Keep what the client has sent, out of the shared buffer."""
         if self._received is None or self._received is not received:
             self._received = bytearray(received)
+            self.kept = len(received)
         return self._received
 
     def _may_wait(self) -> bool:
@@ -359,6 +360,11 @@ class Arrival:
 
         self._connections.poller.guard(self, connect)
         return line
+
+    def crowd_out(self, name: str) -> None:
+        """Refuse it, since too much is kept for those who wait already (``waiting.Waiter``)."""
+        reason = "no_descriptor" if name == FOR_A_DESCRIPTOR else "queue_full"
+        self.refuse(Refusal(Alert.INTERNAL_ERROR, reason))
 
     def _not_reached(self, refused: Refusal, error: OSError) -> None:
         if refused.alert == Alert.INTERNAL_ERROR:

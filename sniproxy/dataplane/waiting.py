@@ -23,6 +23,10 @@ FEW_LINES = 16
 MOST_SELDOM = 2.0
 """... but each after so many seconds: clients wait for ten."""
 
+MAX_KEPT = 32 * 1024 * 1024
+"""Bytes of hellos that are kept for the hosts of one owner, in each process: thousands of clients
+may wait for a backend, and each might have sent a megabyte."""
+
 FOR_A_DESCRIPTOR = ""
 """The line of those who have no descriptor for their backend: no host has such a name."""
 
@@ -31,9 +35,10 @@ TRIES_A_TURN = 16
 
 
 class Waiter(Protocol):
-    """Who waits, since ``accepted_at``."""
+    """Who waits, since ``accepted_at``, with ``kept`` bytes."""
 
     accepted_at: float
+    kept: int
 
     def owner(self) -> int:
         """Give the uid of who owns the host that it waits for."""
@@ -41,6 +46,9 @@ class Waiter(Protocol):
     def attempt(self) -> str | None:
         """Try once more; name the line to wait in, or None if the waiting is over, one way or the
         other."""
+
+    def crowd_out(self, name: str) -> None:
+        """End it: there is no room in that line."""
 
 
 class Lines(dict[str, "Line"]):
@@ -50,8 +58,10 @@ class Lines(dict[str, "Line"]):
         super().__init__()
         self._later = later
         self._of_owner: Counter[int | None] = Counter()
+        self._kept: Counter[int | None] = Counter()
 
     def join(self, name: str, waiter: Waiter) -> None:
+        """Have it wait in that line, if there is room for what it keeps."""
         line = self.get(name)
         if line is None:
             # Its timer first: without one nobody would ever be tried.
@@ -59,13 +69,18 @@ class Lines(dict[str, "Line"]):
             self._later(FIRST_RETRY, line.run)
             self[name] = line
             self._of_owner[line.owner] += 1
-        line.join(waiter)
+        kept = self._kept[line.owner] + waiter.kept
+        if kept > MAX_KEPT:
+            waiter.crowd_out(name)
+        else:
+            line.join(waiter)
+            self._kept[line.owner] = kept
 
     def leave(self, name: str, waiter: Waiter) -> None:
         """Take out a waiter, if it is there."""
         line = self.get(name)
-        if line is not None:
-            line.leave(waiter)
+        if line is not None and line.leave(waiter):
+            self._kept[line.owner] -= waiter.kept
 
     def end(self, name: str) -> None:
         """Take out a line in which nobody is left."""
@@ -73,7 +88,7 @@ class Lines(dict[str, "Line"]):
         if line is not None:
             self._of_owner[line.owner] -= 1
             if not self._of_owner[line.owner]:
-                del self._of_owner[line.owner]
+                del self._of_owner[line.owner], self._kept[line.owner]
 
     def longest(self, owner: int | None) -> float:
         """Give the seconds between two tries at a full queue of an owner's."""
@@ -98,14 +113,15 @@ class Line:
     def join(self, waiter: Waiter) -> None:
         insort(self._waiters, waiter, key=_accepted_at)
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter) -> bool:
         waiters = self._waiters
         place = bisect_left(waiters, waiter.accepted_at, key=_accepted_at)
         while place < len(waiters) and waiters[place].accepted_at == waiter.accepted_at:
             if waiters[place] is waiter:
                 del waiters[place]
-                return
+                return True
             place += 1
+        return False
 
     def run(self) -> float | None:
         """Try those that wait; give the seconds to the next try, None where nobody is left."""
@@ -119,11 +135,11 @@ class Line:
                 pause = self._pause
                 self._pause = min(2 * pause, self._lines.longest(self.owner))
                 return pause
+            self._lines.leave(self._name, first)
             if name is None:
                 self._pause = FIRST_RETRY
             else:
                 self._lines.join(name, first)
-            self.leave(first)
         return 0
 
 
