@@ -235,6 +235,21 @@ def test_whose_an_entry_is(hosts: Hosts, tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+def test_on_whose_account_a_host_goes(hosts: Hosts) -> None:
+    """On its own, if somebody made it whom nobody has to be protected from."""
+    os.mkdir("a.example")
+    os.chown(".", STRANGER, -1)
+    for owner in (0, STRANGER):
+        os.chown("a.example", owner, -1)
+        assert hosts.account("a.example") == "a.example"
+    for owner in (ANOTHER, NOBODY):
+        os.chown("a.example", owner, -1)
+        assert hosts.account("a.example") == owner
+    os.chown(".", NOBODY, -1)
+    assert hosts.account("a.example") == NOBODY
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
 def test_look_ups_of_who_has_no_directory(hosts: Hosts, tmp_path: pathlib.Path) -> None:
     """At most four, where both entries are links that belong to root and lead to others."""
     for entry in ("_.example", "_default"):

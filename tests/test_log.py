@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Level, Log, field, is_journal
-from sniproxy.log.repeats import MAX_BYTES, MAX_ROWS, PERIOD
+from sniproxy.log.repeats import MAX_BYTES, MAX_ROWS, MOST_OF_ONE, PERIOD
 from sniproxy.log.sinks import MAX_LINE, FileSink, SocketSink, sink_of
 from tests.clock import Clock
 
@@ -182,6 +182,25 @@ def test_the_table_of_repeats_is_bounded(size: int) -> None:
     assert sum("others=yes" in line for line in counts) == 1
     again = sum(int(line.rpartition("count=")[2]) for line in counts)
     assert len(at_once) + again == 2 * rounds * hosts
+
+
+def test_nobody_takes_all_the_room_for_warnings() -> None:
+    """The others' are still written at once, and nothing is lost in the sums."""
+    sink = Whim([])
+    log = Log(sink)
+    for period in range(2):
+        for number in range(5000):
+            log.warning("backend_fault", account=4321, host=f"{number}.evil.example")
+        for number in range(100):
+            log.warning("backend_fault", account=5000 + number, host=f"{number}.honest.example")
+        lines = sink.data.decode()
+        sink.data = b""
+        assert lines.count(".honest.example") == 100, period
+        # And one for all others together.
+        assert lines.count(".evil.example") == MOST_OF_ONE + 1
+        log.report_repeats()
+        assert sink.data.decode().endswith(f" others=yes count={5000 - MOST_OF_ONE - 1}\n")
+        sink.data = b""
 
 
 def test_no_count_is_lost_at_the_end(tmp_path: pathlib.Path) -> None:

@@ -40,7 +40,7 @@ def fill(plane: Plane, backend: Backend) -> list[socket.socket]:
 
 
 def test_a_hello_that_came_before() -> None:
-    known = Loops()
+    known = Loops(str)
     assert not known.again(hello_of(0))
     assert known.again(bytearray(hello_of(0)))
     # Within so many others it is still known, and is known anew from there.
@@ -54,7 +54,7 @@ def test_a_hello_that_came_before() -> None:
 
 
 def test_what_is_remembered_is_bounded(plane: Plane) -> None:
-    known = Loops()
+    known = Loops(str)
     for number in range(10 * REMEMBERED):
         known.again(hello_of(number))
     sets = (known._recent, known._before)
@@ -79,7 +79,7 @@ def test_as_many_as_may_go_round() -> None:
     def work() -> None:
         for limit in (256, 1024, 3):
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-            assert Loops().most == max(1, min(MOST, limit // SHARE))
+            assert Loops(str).most == max(1, min(MOST, limit // SHARE))
 
     in_child(work)
 
@@ -148,6 +148,24 @@ def test_who_has_a_hello_of_his_own_does_not_count(plane: Plane) -> None:
     other = plane.backend("b.example")
     plane.client(hello("b.example"))
     assert other.accept().recv(9999) == hello("b.example")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to somebody else")
+@pytest.mark.parametrize("owner", [4321, 0])
+def test_the_hosts_of_a_user_count_together(plane: Plane, owner: int) -> None:
+    """Whoever could make any number of them; the administrator's do not."""
+    first, second = (plane.backend(f"{number}.example") for number in range(2))
+    for number in range(2):
+        os.chown(f"{number}.example", owner, -1)
+    for _ in range(FEW + 1):
+        plane.client(hello("0.example"))
+        first.accept()
+    plane.client(hello("1.example"))  # with the same random
+    if owner:
+        plane.clock.advance(PATIENCE + LONGEST_RETRY)
+        assert plane.connections.totals.refused == {"loop": 1}
+    else:
+        second.accept()
 
 
 def test_a_link_to_our_own_socket(plane: Plane) -> None:

@@ -285,11 +285,11 @@ class Arrival:
                 if line in connections.lines and line != mine:  # not before those who wait
                     self._keep(received)
                     return line
-            if self._repeated and loops.full(line):
-                if self._may_wait() and not loops.found(line):
+            if self._repeated and loops.full(directory):
+                if self._may_wait() and not loops.found(directory):
                     self._keep(received)
                     return line
-                if loops.find(line):
+                if loops.find(directory):
                     connections.log.warning("loop", host=line, connections=loops.most)
                 self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
                 return None
@@ -367,11 +367,13 @@ class Arrival:
         self.refuse(Refusal(Alert.INTERNAL_ERROR, reason))
 
     def _not_reached(self, refused: Refusal, error: OSError) -> None:
+        connections = self._connections
         if refused.alert == Alert.INTERNAL_ERROR:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
             said = "accept queue full" if full else error.strerror or error
-            self._connections.log.warning("backend_fault", host=self._line, error=said)
+            account = connections.hosts.account(directory_name(self._entry))
+            connections.log.warning("backend_fault", account=account, host=self._line, error=said)
         self.refuse(refused)
 
     def _forward(
@@ -401,7 +403,7 @@ class Arrival:
         self._received = self._backend = None
         end.moved = moved
         if self._repeated:
-            connections.loops.note(self._line, end)
+            connections.loops.note(directory, end)
         if gone:
             end.sever()
         elif unsent is not None:

@@ -105,7 +105,7 @@ class Connections:
             PATIENCE, lambda one: poller.guard(one, one.expire)
         )
         self.lines = Lines(later)
-        self.loops = Loops()
+        self.loops = Loops(hosts.account)
         self.farewells: Countdown[Closing] = Countdown(
             FAREWELL_PATIENCE, lambda one: poller.guard(one, one.close)
         )

@@ -102,9 +102,10 @@ class Log:
         """Log that the process can't do what it is for, or count it."""
         self._log(Priority.ERROR, event, fields, once=True)
 
-    def warning(self, event: str, **fields: object) -> None:
-        """Log a fault of a backend or of the system, or count it."""
-        self._log(Priority.WARNING, event, fields, once=True)
+    def warning(self, event: str, *, account: object = None, **fields: object) -> None:
+        """Log a fault of a backend or of the system, or count it, on somebody's account if so
+        given (``Repeats.first``)."""
+        self._log(Priority.WARNING, event, fields, once=True, account=account)
 
     def report_repeats(self) -> bool:
         """Log how often each warning and error came again, and begin a new period. Never wants to
@@ -142,11 +143,17 @@ class Log:
             self._log(Priority.INFO, "connection", fields)
 
     def _log(
-        self, priority: Priority, event: str, fields: Mapping[str, object], *, once: bool = False
+        self,
+        priority: Priority,
+        event: str,
+        fields: Mapping[str, object],
+        *,
+        once: bool = False,
+        account: object = None,
     ) -> None:
         try:
             words = " ".join([f"event={event}", *(f"{key}={field(fields[key])}" for key in fields)])
-            if not once or self._repeats.first(priority, event, words):
+            if not once or self._repeats.first(priority, event, words, account):
                 self._write(priority, words)
             if once:
                 self.on_repeats()

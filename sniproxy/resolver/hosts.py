@@ -165,6 +165,18 @@ class Hosts:
         except OSError:
             return -1
 
+    def account(self, directory: str) -> str | int:
+        """Say on whose account a host goes, where something is limited: its owner's (uid), who
+        could make any number of hosts, or its own, where that is root or the owner of the hosts
+        directory."""
+        owner = self.owner(directory)
+        return directory if self._trusts(owner) else owner
+
+    def _trusts(self, owner: int) -> bool:
+        if owner in (0, OVERFLOW_UID):
+            return owner == 0
+        return owner == os.fstat(self._descriptor).st_uid
+
     def has(self, directory: str, name: str) -> bool:
         """Say whether there is something of that name in a host's directory."""
         return os.access(f"{directory}/{name}", os.F_OK)
@@ -208,7 +220,7 @@ class Hosts:
         or a link of the owner's into it.)"""
         if owner == OVERFLOW_UID:
             return "who may be anybody"
-        if owner != 0 and owner != os.fstat(self._descriptor).st_uid:
+        if not self._trusts(owner):
             return "and not to root or the owner of the hosts directory"
         if stat.S_ISLNK(mode) or not mode & _BY_OTHERS:
             return None
