@@ -8,7 +8,6 @@ import socket
 import pytest
 
 from sniproxy.dataplane import waiting
-from sniproxy.dataplane.arrival import address_text
 from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, LONGEST_RETRY
 from tests.end_to_end.harness import Backend, reset
@@ -318,16 +317,6 @@ def test_an_evicted_client_writes_into_no_hello_that_waits(
     assert backend.accept().recv(9999) == HELLO
     plane.clock.advance(0.05)
     assert backend.accept().recv(9999) == HELLO
-
-
-def test_addresses_of_clients() -> None:
-    assert address_text(("1.2.3.4", 5)) == "1.2.3.4:5"
-    assert address_text(("::1", 5, 0, 0)) == "[::1]:5"
-    assert address_text("") == "unix"
-    # Of a socket for both families.
-    assert address_text(("::ffff:1.2.3.4", 5, 0, 0)) == "1.2.3.4:5"
-    assert address_text(("::1.2.3.4", 5, 0, 0)) == "[::1.2.3.4]:5"
-    assert address_text(("::ffff:0:1", 5, 0, 0)) == "[::ffff:0:1]:5"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from socket import (
     SocketType,
 )
 
+from sniproxy.dataplane.address import address_text
 from sniproxy.dataplane.connections import PATIENCE, Connections
 from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
@@ -27,7 +28,7 @@ from sniproxy.parser import proxy_header
 from sniproxy.parser.alert import Alert, Nameless, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
 from sniproxy.parser.host_name import MAX_LENGTH
-from sniproxy.parser.proxy_header import IPV4_MAPPED, SocketAddress
+from sniproxy.parser.proxy_header import SocketAddress
 from sniproxy.resolver.hosts import BACKEND_DOWN, DESCRIPTORS_EXHAUSTED, NO_SUCH_HOST
 from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, WAIT_FOR_BACKEND, directory_name
 
@@ -482,19 +483,3 @@ def _shown(name: bytes) -> str:
     """Write a name that is no host name for the log, which escapes it: what is shown is cut."""
     text = name[:MAX_LENGTH].decode("latin-1")
     return text if len(name) <= MAX_LENGTH else f"{text}..."
-
-
-def address_text(address: SocketAddress) -> str:
-    """Write a client's address for the log: IPv6 in brackets, IPv4 as such wherever it came by, a
-    Unix client as such."""
-    if not isinstance(address, tuple):
-        return "unix"
-    host, port = address[0], address[1]
-    if "." in host:
-        host = host.removeprefix(IPV4_MAPPED)
-    return host_and_port(host, port)
-
-
-def host_and_port(host: str, port: int) -> str:
-    """Write both as one word: IPv6 in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

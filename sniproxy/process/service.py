@@ -16,7 +16,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from socket import socket
 
 from sniproxy import __version__, flavour
-from sniproxy.dataplane.arrival import host_and_port
+from sniproxy.dataplane.address import host_and_port
 from sniproxy.dataplane.tally import Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
