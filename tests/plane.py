@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from sniproxy.dataplane import arrival
-from sniproxy.dataplane.arrival import Arrival, welcome
+from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import part
+from sniproxy.dataplane.listener import welcome
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Level, Log
@@ -142,5 +143,6 @@ class Plane:
         for one in (*self._clients, *self._backends, self._listening, self._log_file):
             one.close()
         self.connections.relay.pipes.close()
+        self.connections.shares.close()
         self.poller.close()
         self.hosts.close()

@@ -64,10 +64,10 @@ def test_the_data_plane_has_no_asyncio() -> None:
 
 
 def test_no_module_is_long_and_the_package_is_small() -> None:
-    """By lines that have anything in them."""
+    """By lines that have anything in them; some 500 of them for fair shares of descriptors."""
     written = 0
     for path in PACKAGE.rglob("*.py"):
         lines = path.read_text().splitlines()
         assert len(lines) <= 500, path
         written += sum(map(bool, lines))
-    assert 5000 < written < 7500
+    assert 5000 < written < 8000

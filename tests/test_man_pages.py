@@ -128,7 +128,7 @@ def test_has_every_reason_and_ending() -> None:
     told = set(re.findall(r"\w+", " ".join(re.findall(r"^\.It Li (.+)$", page, re.MULTILINE))))
     assert len(reasons()) > 20
     assert reasons() <= told, reasons() - told
-    for how in {*CLIENT_LOST, "reset_by_backend", "closed", "idle", "stopped", "fault"}:
+    for how in {*CLIENT_LOST, "reset_by_backend", "closed", "idle", "outbid", "stopped", "fault"}:
         assert f".Li {how}" in page
 
 

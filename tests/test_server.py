@@ -1,9 +1,11 @@
 """One server from its start to its stop, in the test's own process."""
 
+import contextlib
 import errno
 import gc
 import os
 import pathlib
+import resource
 import socket
 import threading
 import time
@@ -226,6 +228,37 @@ def test_what_is_kept_has_gone(
     assert handed_over(reports) == {"count": 20, "left": 0}
     assert sum(parcel.count for parcel in parcels) == 20
     assert len(emptied(parcels)) == 20
+    all_have_ended(pairs)
+
+
+def test_no_descriptor_is_left_for_parcels(
+    server: Server, tell: Tell, listening: socket.socket, backend: Backend, reports: Reports
+) -> None:
+    """But those that are held back for newcomers, of whom there are none then."""
+    parcels: list[Parcel] = []
+    fillers: list[int] = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def hand_over() -> None:
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        server.hand_over(lambda one: parcels.append(Parcel(one.socket.dup(), one.count)), 1000)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    pairs: list[socket.socket] = []
+    run(
+        server,
+        tell,
+        lambda: pairs.extend(busy(listening, backend, 3)),
+        lambda: tell(hand_over),
+    )
+    for fd in fillers:
+        os.close(fd)
+    assert handed_over(reports) == {"count": 3, "left": 0}
+    assert len(emptied(parcels)) == 3
     all_have_ended(pairs)
 
 

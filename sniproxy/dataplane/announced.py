@@ -112,6 +112,9 @@ class AnnouncedArrival(Arrival):
             destination = self._socket.getsockname()
         return self._encoded(version, destination, given.tlvs)
 
+    def bid(self) -> bool | None:
+        return None if self._given is None else super().bid()
+
     # The end.
 
     def expire(self) -> None:

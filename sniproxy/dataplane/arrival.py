@@ -22,6 +22,7 @@ from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.relay import End
+from sniproxy.dataplane.shares import Spare
 from sniproxy.dataplane.state import Arriving, Carried
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser import proxy_header
@@ -35,23 +36,6 @@ from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, WAIT_FOR_BACKEND, dire
 # Plain numbers, since the operators of the enumerations take longer than what they are for.
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
-
-
-def welcome(
-    connections: Connections, client: SocketType, address: SocketAddress, kind: "type[Arrival]"
-) -> None:
-    """Take over a socket that was just accepted, in blocking mode or not, as an arrival of this
-    kind."""
-    try:
-        arrival = kind(connections, client, address, connections.clock())
-        totals = connections.totals
-        totals.clients.add(client)
-        totals.accepted += 1
-        begin = arrival.begin
-    except Exception:
-        connections.close(client)
-        raise
-    connections.poller.guard(arrival, begin)
 
 
 class Arrival:
@@ -82,6 +66,7 @@ class Arrival:
 
     announced = False
     """Whether somebody else says who it is; then that is remembered as long as it is here."""
+    lent = False
 
     def __init__(
         self,
@@ -285,7 +270,10 @@ class Arrival:
                 self._line = line
                 if line in connections.lines and line != mine:  # not before those who wait
                     self._keep(received)
-                    return line
+                    if self._may_wait():
+                        return line
+                    self.turn_away()
+                    return None
             if self._repeated and loops.full(directory):
                 if self._may_wait() and not loops.found(directory):
                     self._keep(received)
@@ -294,23 +282,23 @@ class Arrival:
                     connections.log.warning("loop", host=line, connections=loops.most)
                 self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
                 return None
-            while self._backend is None:
+            backend = self._backend
+            if backend is None:
                 try:
-                    self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
+                    backend = self._backend = SocketType(_UNIX, _STREAM_NONBLOCK)
                 except OSError as error:
                     if error.errno not in DESCRIPTORS_EXHAUSTED:
                         raise
                     # Before another client is ended: that is to read what it still sends.
                     received = self._keep(received)
-                    if connections.evict_oldest():
-                        continue
-                    if self._may_wait():
-                        return FOR_A_DESCRIPTOR
-                    # Who accepts has said it, once for all.
-                    self.refuse(Refusal(Alert.INTERNAL_ERROR, "no_descriptor"))
-                    return None
+                    backend = self._contend()
+                    if backend is None:
+                        return FOR_A_DESCRIPTOR if self._received else None
             try:
-                hosts.connect(directory, self._backend, socket_name)
+                hosts.connect(directory, backend, socket_name)
+            except Refusal as denied:
+                self.refuse(denied, linger=False)
+                return None
             except OSError as error:
                 refused = hosts.refusal(directory, error)
                 if refused.reason == NO_SUCH_HOST and self._entry == self.host:
@@ -326,7 +314,7 @@ class Arrival:
                     return line
                 self._not_reached(refused, error)
                 return None
-            self._forward(self._backend, directory, received)
+            self._forward(backend, directory, received)
             return None
 
     def _keep(self, received: bytes | bytearray | memoryview) -> bytearray:
@@ -336,8 +324,21 @@ class Arrival:
             self.kept = len(received)
         return self._received
 
+    def bid(self) -> bool | None:
+        return self._connections.shares.make_room(self._socket, self.client_address())
+
+    def _contend(self) -> SocketType | None:
+        """Get a socket for the backend at another's cost; else wait if that could help, or be
+        turned away."""
+        shares = self._connections.shares
+        self._backend = shares.backend(self, self._socket)
+        if self._backend is None and (shares.dealing() or not self._may_wait()):
+            self.turn_away()  # who accepts has said it in the log, once for all
+        return self._backend
+
     def _may_wait(self) -> bool:
-        return self._connections.clock() < self.accepted_at + PATIENCE
+        on_time = self._connections.clock() < self.accepted_at + PATIENCE
+        return on_time and not isinstance(self._backend, Spare)  # it is needed for the next one
 
     def owner(self) -> int:
         """Give the uid of who owns the entry that is to serve it (``waiting.Waiter``)."""
@@ -375,7 +376,7 @@ class Arrival:
             said = "accept queue full" if full else error.strerror or error
             account = connections.hosts.account(directory_name(self._entry))
             connections.log.warning("backend_fault", account=account, host=self._line, error=said)
-        self.refuse(refused)
+        self.refuse(refused, linger=not isinstance(self._backend, Spare))
 
     def _forward(
         self, backend: SocketType, directory: str, received: bytes | bytearray | memoryview
@@ -427,7 +428,7 @@ class Arrival:
     # The end.
 
     def refuse(self, refused: Refusal, *, linger: bool = True) -> None:
-        """Send the alert and close, at once if not ``linger``."""
+        """Send the alert and close, at once if not to ``linger``: then what was lent is back."""
         connections = self._connections
         farewell = Farewell(connections, self._socket, limit=FAREWELL_BYTES, watched=self._watched)
         record = b"" if refused.alert is None else alert_record(refused.alert)
@@ -439,8 +440,14 @@ class Arrival:
             self._socket.send(record, MSG_DONTWAIT)
         except OSError:
             farewell.close()
-            return
-        farewell.begin(linger=linger)
+        else:
+            farewell.begin(linger=linger)
+        if not linger:
+            connections.shares.restore()
+
+    def turn_away(self) -> None:
+        """Refuse for want of a descriptor."""
+        self.refuse(Refusal(Alert.INTERNAL_ERROR, "no_descriptor"), linger=False)
 
     def end(self, how: str) -> None:
         """Close without a word: the client is gone, or we are."""

@@ -13,6 +13,7 @@ from typing import Protocol
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End, Relay
+from sniproxy.dataplane.shares import Shares, Undecided
 from sniproxy.dataplane.sweep import Countdown, Sweep
 from sniproxy.dataplane.timers import Later
 from sniproxy.dataplane.waiting import Lines
@@ -56,18 +57,9 @@ class Totals:
     def open(self) -> int:
         return len(self.clients)
 
-
-class Undecided(Watcher, Protocol):
-    """A client, accepted at ``accepted_at``, whose hello is not complete, with ``kept`` bytes."""
-
-    accepted_at: float
-    kept: int
-
-    def expire(self) -> None:
-        """End it: its time is up."""
-
-    def evict(self) -> None:
-        """End it to make room for another. Its descriptor is free on return."""
+    def came(self) -> int:
+        """Count whom there was a descriptor for."""
+        return self.accepted - self.refused["no_descriptor"]
 
 
 class Closing(Watcher, Protocol):
@@ -103,6 +95,9 @@ class Connections:
         self.totals = Totals()
         self.undecided: Countdown[Undecided] = Countdown(
             PATIENCE, lambda one: poller.guard(one, one.expire)
+        )
+        self.shares = Shares(
+            poller, self.totals.clients, self.totals.came, self.undecided, log, clock, later
         )
         self.lines = Lines(later)
         self.loops = Loops(hosts.account)

@@ -11,6 +11,10 @@ FAREWELL_BYTES = 64 * 1024
 
 _READS_A_TURN = 8
 
+_AT_ONCE = ("stopped", "fault", "idle", "outbid")
+"""Endings without a farewell: who has been idle for so long takes nothing that it could save, and
+who is outbid is to leave the descriptor."""
+
 
 def part(connections: Connections, end: End, how: str, down: int, sending: bool) -> None:
     """Close the client's socket of a relayed connection (``connections.Part``)."""
@@ -22,8 +26,7 @@ def part(connections: Connections, end: End, how: str, down: int, sending: bool)
     up, down = totals.up + end.moved, totals.down + down
     totals.up, totals.down = up, down
     end.moved = end.peer.moved = 0
-    # Who has been idle for so long takes nothing that a farewell could save.
-    if sending and how not in ("stopped", "fault", "idle"):
+    if sending and how not in _AT_ONCE:
         Farewell(connections, end.socket, limit=None, watched=True).begin()
         return
     connections.close(end.socket)
@@ -102,6 +105,9 @@ class Farewell:
         return SEND_TIMEOUT
 
     def expire(self) -> None:
+        self.close()
+
+    def evict(self) -> None:
         self.close()
 
     def _discard(self) -> bool:

@@ -9,18 +9,21 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
 
 from sniproxy.dataplane.announced import AnnouncedArrival
-from sniproxy.dataplane.arrival import Arrival, welcome
+from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.contender import AnnouncedContender, Contender
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
 from sniproxy.dataplane.tally import MOMENT, Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.parser.proxy_header import SocketAddress
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
 
 LARGEST_BATCH = 64
@@ -29,12 +32,20 @@ LARGEST_BATCH = 64
 SHARED_BATCH = 8
 """The same where other workers share the queue: what a batch takes they can't."""
 
+CROWDED = 0.01
+"""Seconds that other workers have to take what this one can't, before it deals out its own; and
+until the next look where all that can be lent is."""
+
 PAUSE = 0.1
 """Seconds without accepting when no descriptor is free: the queue keeps the connections."""
 
 MOST_FAILURES = 100
 """Connections in a row that could not be accepted, each for a reason of its own; after so many the
 reason is ours (a filter of system calls that forbids it, say), and trying on would be all we do."""
+
+DEALING = 1.0
+"""Seconds in which a worker deals out its own descriptors, after it has seen that the others could
+not take what was in the queue: then they are asked again."""
 
 HANDSHAKE = 0.3
 """Seconds that clients have to complete a handshake that is under way when we stop: a round trip,
@@ -64,6 +75,23 @@ _OF_ONE_CLIENT = frozenset(
 """Errors of the connection that was to be accepted, not of the listening socket, accept(2)."""
 
 
+def welcome(
+    connections: Connections, client: socket.SocketType, address: SocketAddress, kind: type[Arrival]
+) -> None:
+    """Take over a socket that was just accepted, in blocking mode or not, as an arrival of this
+    kind."""
+    try:
+        arrival = kind(connections, client, address, connections.clock())
+        totals = connections.totals
+        totals.clients.add(client)
+        totals.accepted += 1
+        begin = arrival.begin
+    except Exception:
+        connections.close(client)
+        raise
+    connections.poller.guard(arrival, begin)
+
+
 class Listener:
     """Accepts from one listening socket while it is open.
 
@@ -88,6 +116,9 @@ class Listener:
         self._crowded = crowded
         self._shared = crowded is not None
         self._tally = tally
+        self._contender = AnnouncedContender if announced else Contender
+        self._asked = False
+        self._dealing = float("-inf")
         # As a plain number: the property converts it to an enumeration each time.
         self._family = int(listening.family)
         self._batch = 1
@@ -166,8 +197,14 @@ class Listener:
                 self._failures += 1
                 if error.errno in _OF_ONE_CLIENT and self._failures < MOST_FAILURES:
                     continue
+                exhausted = error.errno in DESCRIPTORS_EXHAUSTED
+                if exhausted and not _readable(self._socket):
+                    # There is nobody: accept(2) wants a number before it looks.
+                    if self._leaving:
+                        self.close()
+                    return
                 self._trouble(error)
-                if error.errno in DESCRIPTORS_EXHAUSTED and self._connections.evict_oldest():
+                if exhausted and self._deal():
                     continue
                 self._pause()
                 return
@@ -198,6 +235,31 @@ class Listener:
                 self._trouble(error)
                 self._pause()
 
+    def _deal(self) -> bool:
+        """Accept on a descriptor that is lent for it, to see who is entitled to one, but not before
+        other workers had their chance; say whether to go on."""
+        connections = self._connections
+        if self._shared and connections.clock() >= self._dealing:
+            self._see_to_going_on(CROWDED)
+            self._asked = True
+            return False
+        if not connections.shares.lend():
+            if connections.shares.dealing():  # but to others, who are about to say who they are
+                self._see_to_going_on(CROWDED)
+            return False
+        try:
+            client, address = self._socket.accept()
+        except NO_MEMORY:
+            self._lost = True
+            raise
+        except BlockingIOError:  # another worker was quicker
+            connections.shares.restore()
+            return True
+        except OSError:
+            return False
+        welcome(connections, client, address, self._contender)
+        return True
+
     def _trouble(self, error: OSError) -> None:
         """Log an error of the system, which may last."""
         self._connections.log.warning("accept_failed", error=error.strerror or error)
@@ -225,6 +287,9 @@ class Listener:
             except OSError as error:
                 self._trouble(error)
                 return PAUSE
+            if self._asked and _readable(self._socket):  # nobody else has taken it
+                self._dealing = self._connections.clock() + DEALING
+            self._asked = False
         if self._leaving:
             self._connections.poller.again(self)
         self._going_on = False
@@ -305,6 +370,12 @@ class Listener:
         """Stop accepting and close our copy; the socket may live on elsewhere."""
         self._unwatch()
         self._socket.close()
+
+
+def _readable(one: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(one, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _port(one: socket.socket) -> object:

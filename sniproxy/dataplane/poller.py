@@ -157,6 +157,10 @@ class Poller:
         """List all watchers that have a descriptor now."""
         return [watcher for watcher in self._watchers if watcher is not None]
 
+    def watcher(self, fd: int) -> Watcher | None:
+        """Give the watcher of a descriptor (negative: a closed one), if it has one."""
+        return self._watchers[fd] if 0 <= fd < len(self._watchers) else None
+
     def strangers(self) -> list[int]:
         """List the numbers, of descriptors or free, that have no watcher; all others are above."""
         return [fd for fd, watcher in enumerate([*self._watchers, *[None] * 64]) if watcher is None]

@@ -6,7 +6,7 @@ by itself. So no connection has a timer of its own, and a proxy at rest never wa
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Generic, Protocol, TypeVar
 
@@ -70,9 +70,13 @@ class Countdown(Generic[T]):
     def stop(self, item: T) -> None:
         self._deadlines.pop(item, None)
 
-    def oldest(self) -> T | None:
+    def __iter__(self) -> Iterator[T]:
+        """Go through them, the oldest first."""
         self._sort()
-        return next(iter(self._deadlines), None)
+        return iter(self._deadlines)
+
+    def oldest(self) -> T | None:
+        return next(iter(self), None)
 
     def sweep(self, now: float) -> bool:
         """Expire what is due; say whether anything is left."""

@@ -39,7 +39,7 @@ PACKING = "packing"
 """Event: some connections have been put into a parcel, and there may be more."""
 
 RESERVE = 64
-"""Descriptors of a process that are none of its connections'."""
+"""Descriptors of a process that are none of its connections', the spare ones among them."""
 
 FLUSH = 0.1
 """Seconds between two tries at log lines that wait."""
@@ -100,6 +100,7 @@ class Server:
         self._log.report_repeats()
         self._log.flush()
         self._connections.relay.pipes.close()
+        self._connections.shares.close()
         self.poller.close()
 
     def look(self) -> None:
@@ -154,6 +155,8 @@ class Server:
         self.poller.timers.later(DRAIN, lambda: self._close_connections("out_of_time"))
         self.stopping = self.poller.ending = True
         self._close_listeners()
+        # They may be the only ones that are left for parcels.
+        self._connections.shares.close()
         problem: Exception | None = None
         count = 0
 

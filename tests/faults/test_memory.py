@@ -309,10 +309,13 @@ def half_closed(scene: Scene) -> None:
 
 
 def crowd(scene: Scene) -> None:
-    """More than there are descriptors for: evictions, a line for descriptors, a pause."""
+    """More than there are descriptors for, of three addresses: they are counted and dealt out,
+    and there are evictions, a line for descriptors, a pause."""
     clients = []
+    address = scene.proxy.listening.getsockname()
     for count in range(30):
-        clients.append(scene.connect())
+        source = f"127.0.0.{2 + count // 12}", 0
+        clients.append(socket.create_connection(address, PATIENCE, source))
         with contextlib.suppress(ConnectionError):
             clients[-1].sendall(HELLO[:30] if count % 2 else HELLO)
     threading.Event().wait(0.02)
@@ -399,6 +402,7 @@ def test_each_allocation(
             scene.works()
     print(f"figures: {scenario.__name__}: {number} allocations")
     assert "Traceback" not in scene.proxy.log
+    assert ("event=descriptors_dealt_out" in scene.proxy.log) == (scenario is crowd)
 
 
 def wait_for_workers(pid: int, count: int) -> None:
