@@ -26,16 +26,16 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def forbid(call: str, error: int, first: int | None = None) -> None:
+def forbid(call: str, error: int, only: int | None = None, *, argument: int = 0) -> None:
     """Have a system call fail in this process from now on, seccomp(2).
 
-    With ``first``, only those whose first argument is that number of 32 bits."""
+    With ``only``, only those of which an argument, the first, is that number of 32 bits."""
     number = NUMBERS[call][platform.machine()]
     # Load the number of the call, or its argument; where it is another, jump to the last step.
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 1 if first is None else 3, number)]
-    if first is not None:
-        low_half = 16 if sys.byteorder == "little" else 20
-        steps += [(0x20, 0, 0, low_half), (0x15, 0, 1, first)]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1 if only is None else 3, number)]
+    if only is not None:
+        low_half = 16 + 8 * argument + (0 if sys.byteorder == "little" else 4)
+        steps += [(0x20, 0, 0, low_half), (0x15, 0, 1, only)]
     # Return the error, or allow it.
     steps += [(0x06, 0, 0, 0x50000 | error), (0x06, 0, 0, 0x7FFF0000)]
     code = b"".join(

@@ -15,6 +15,7 @@ from socket import (
     SOL_SOCKET,
     SocketType,
 )
+from sys import intern
 
 from sniproxy.dataplane.address import address_text
 from sniproxy.dataplane.connections import PATIENCE, Connections
@@ -274,6 +275,9 @@ class Arrival:
                         return line
                     self.turn_away()
                     return None
+            if connections.barred and connections.barred.holds(directory):
+                self.refuse(Refusal(Alert.INTERNAL_ERROR, "owner_barred"))
+                return None
             if self._repeated and loops.full(directory):
                 if self._may_wait() and not loops.found(directory):
                     self._keep(received)
@@ -404,6 +408,7 @@ class Arrival:
         )
         self._received = self._backend = None
         end.moved = moved
+        end.host = intern(directory)
         if self._repeated:
             connections.loops.note(directory, end)
         if gone:

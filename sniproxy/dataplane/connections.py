@@ -10,6 +10,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import Protocol
 
+from sniproxy.dataplane.barred import Barred
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End, Relay
@@ -101,6 +102,7 @@ class Connections:
         )
         self.lines = Lines(later)
         self.loops = Loops(hosts.account)
+        self.barred = Barred(hosts, clock)
         self.farewells: Countdown[Closing] = Countdown(
             FAREWELL_PATIENCE, lambda one: poller.guard(one, one.close)
         )
@@ -190,6 +192,19 @@ class Connections:
             "bytes_down": down,
             **refused,
         }
+
+    def bar(self, directory: str) -> None:
+        """Refuse the owner of a host for a while, and end what is open to hosts of his."""
+        account = self.barred.bar(directory)
+        accounts = {directory: account}
+        for watcher in self.poller.watchers():
+            host = getattr(watcher, "host", "")
+            if isinstance(watcher, End) and host:
+                if host not in accounts:
+                    accounts[host] = self.barred.account(host)
+                if accounts[host] == account:
+                    end = functools.partial(self.relay.end, watcher, "barred")
+                    self.poller.guard(watcher, end)
 
     def close_all(self) -> int:
         """End all connections now; say how many there were."""

@@ -92,6 +92,10 @@ class Poller:
         self.turn = 0
         """How often the poller has looked for events."""
 
+    def fileno(self) -> int:
+        """Descriptor of the epoll: it can be read while there are events."""
+        return self._epoll.fileno()
+
     def watch(self, fd: int, watcher: Watcher, *, watched: bool = False) -> None:
         """Register a stream socket, edge-triggered: what is there already counts as an event. One
         that is ``watched`` already is handed to another watcher, at no system call."""

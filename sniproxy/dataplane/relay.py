@@ -171,7 +171,8 @@ class End:
     that it has not taken yet, ``reading`` says that we may read here now, ``ended`` how far this
     direction is, ``bulk`` counts large reads in a row, ``of_client`` whether this is the client's
     end, ``stops_short`` whether a read may leave something though it did not fill the buffer, and
-    ``record`` is what the log wants to know when the connection ends. (One class for both
+    ``record`` is what the log wants to know when the connection ends; a client's end that was made
+    here has its ``host``'s directory. (One class for both
     ends: with two, the interpreter would find each attribute anew at every change of ends, which
     took a fifth of its instructions.)
     """
@@ -179,6 +180,7 @@ class End:
     __slots__ = (
         "bulk",
         "ended",
+        "host",
         "moved",
         "of_client",
         "peer",
@@ -192,6 +194,7 @@ class End:
     )
 
     peer: "End"
+    host: str
 
     def __init__(
         self, relay: Relay, socket: SocketType, record: Record | None, of_client: bool
@@ -237,8 +240,7 @@ class End:
 
     def taken_out(self, pipe: Pipe) -> bytes:
         """Give what is in a pipe, and the pipe back."""
-        self.pipe = None
-        held = []
+        self.pipe, held = None, []
         while pipe.held:
             held.append(os.read(pipe.read, pipe.held))
             pipe.held -= len(held[-1])
@@ -410,10 +412,9 @@ class End:
             return False
         except OSError as error:
             # A send knows whether it is the peer or the kernel that does not want it.
-            left = self.taken_out(pipe)
             self.relay.pipes.refused(error)
             self.bulk = 0
-            self.hold(left)
+            self.hold(self.taken_out(pipe))
             self.flush()
             return False
         return True

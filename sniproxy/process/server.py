@@ -15,10 +15,12 @@ from sniproxy.dataplane.connections import Connections, Report
 from sniproxy.dataplane.farewell import part
 from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.listener import Listener
-from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.poller import Poller, Watcher
+from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import Carried
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.dataplane.tally import Tally
+from sniproxy.dataplane.watchdog import Step, Watchdog
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.process.inherited import Listening
@@ -31,6 +33,12 @@ and sooner than a ``TimeoutStopSec=10s`` kills."""
 
 CROWDED = "crowded"
 """Event: a connection waits that this process can't take."""
+
+BAR = "bar"
+"""Event: the owner of a host is refused for a while."""
+
+HANGS = "hangs"
+"""Event: a process does not come round any more."""
 
 WORD = 0.2
 """Seconds between two words of one who packs: enough to be heard, and no crowd in the channel."""
@@ -84,6 +92,7 @@ class Server:
             Listener(one.socket, self._connections, crowded, tally, announced=one.announced)
             for one in listening
         ]
+        self._watchdog = Watchdog(self.poller, self._slept, self._hangs)
         log.on_backlog = Sweep(later, FLUSH, log.flush).wake
         log.on_repeats = Sweep(later, PERIOD, log.report_repeats).wake
 
@@ -92,11 +101,16 @@ class Server:
         # What was made up to now lives as long as the process: the collector need not look at it.
         gc.collect()
         gc.freeze()
+        try:
+            self._watchdog.start()
+        except RuntimeError as error:
+            self._log.warning("no_watchdog", error=error)
         self.poller.ending = self.stopping
         self.poller.run(self._stopped)
 
     def close(self) -> None:
         """Give back what a server holds. Signals must not reach the loop any more."""
+        self._watchdog.close()
         self._log.report_repeats()
         self._log.flush()
         self._connections.relay.pipes.close()
@@ -107,6 +121,10 @@ class Server:
         """Accept what another worker was woken for and can't take."""
         for listener in self._listeners:
             listener.look()
+
+    def bar(self, directory: str) -> None:
+        """Refuse the owner of a host for a while, who has had another process sleep."""
+        self._connections.bar(directory)
 
     def sums(self) -> dict[str, int]:
         """Count everything since the start."""
@@ -242,6 +260,26 @@ class Server:
         while self._listeners:
             self._listeners[-1].close()
             self._listeners.pop()
+
+    def _slept(self, watcher: Watcher) -> None:
+        """End a connection whose read has slept, and refuse whose backend passes such things."""
+        directory = ""
+        if isinstance(watcher, End) and hasattr(watcher, "peer"):
+            directory = getattr(watcher.client(), "host", "")
+        self._log.warning("read_slept", host=directory or "unknown")
+        self.poller.guard(watcher, watcher.abandon)
+        if directory:
+            self.bar(directory)
+            if self._supervised:
+                self._report(BAR, host=directory)
+
+    def _hangs(self, step: Step) -> None:
+        """Tell that this process sleeps, and nothing wakes it, from another thread: the log is
+        not in use meanwhile."""
+        if self._supervised:
+            self._report(HANGS, host=step.host, at=step.where)
+        else:
+            self._log.error(HANGS, host=step.host or "none", at=step.where)
 
     def _fault(self, error: Exception) -> None:
         self._connections.fault(error)

@@ -37,7 +37,7 @@ from sniproxy.process.parcel import Parcel
 from sniproxy.process.processors import usable
 from sniproxy.process.program import own_command
 from sniproxy.process.renewal import Renewal
-from sniproxy.process.server import CROWDED, Server
+from sniproxy.process.server import BAR, CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.supervisor import Supervisor
@@ -275,6 +275,8 @@ class _Service:
                 report(event, **server.sums())
             elif event == supervisor.LOOK:
                 server.look()
+            elif event == BAR:
+                server.bar(str(fields["host"]))
             elif event == supervisor.COUNT:
                 report(event, open=server.open())
             elif event == supervisor.ADOPT:

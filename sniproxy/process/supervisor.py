@@ -29,7 +29,7 @@ from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel, Fields
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.renewal import Renewal
-from sniproxy.process.server import CROWDED, DRAIN, FLUSH, PACKING
+from sniproxy.process.server import BAR, CROWDED, DRAIN, FLUSH, HANGS, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.worker import NOBODY, Worker
 
@@ -53,6 +53,9 @@ LAGGARDS = 2.0
 HANDING_OVER = 2.0
 """Seconds without a word after which a worker that is to hand over is killed: the others'
 connections wait for it."""
+
+UNDYING = 1.0
+"""Seconds after SIGKILL for a worker to be gone."""
 
 GRACE = 0.3
 """Seconds after ``DRAIN`` for workers to close what is left; then they are killed."""
@@ -252,21 +255,22 @@ class Supervisor:
     def _ended(self, worker: Worker) -> None:
         while self._receive(worker):
             pass
+        # One that hung has been replaced already.
+        again = not self._stopping and worker.number < len(self._pauses)
         if not self._stopping or worker.code:
-            if time.monotonic() - worker.started > LONGEST_PAUSE:
+            if again and time.monotonic() - worker.started > LONGEST_PAUSE:
                 self._pauses[worker.number] = FIRST_PAUSE
-            again = "never" if self._stopping else self._pauses[worker.number]
             self._log.error(
                 "worker_died",
                 worker=worker.number,
                 pid=worker.pid,
                 how=worker.how_it_ended(),
-                again_in_seconds=again,
+                again_in_seconds=self._pauses[worker.number] if again else "never",
             )
         for event, question in self._questions.items():
             if event != READY:
                 question.awaited.discard(worker.number)
-        if not self._stopping:
+        if again:
             self._fork_later(worker.number)
         self._let_go(worker)
 
@@ -275,7 +279,8 @@ class Supervisor:
         # Closing does not take it out of the epoll while a worker just forked has a copy.
         self._poller.unwatch(worker.channel.fileno())
         worker.channel.close()
-        self._workers.pop(worker.number, None)
+        if self._workers.get(worker.number) is worker:
+            del self._workers[worker.number]
 
     # What workers say.
 
@@ -297,6 +302,10 @@ class Supervisor:
                 worker.patience = time.monotonic() + DRAIN + GRACE
         if event == CROWDED:
             self._have_others_look(worker)
+        elif event == BAR:
+            self._have_others_bar(worker, str(fields["host"]))
+        elif event == HANGS:
+            self._replace(worker, str(fields["host"]), str(fields["at"]))
         elif event == PARCEL:
             self._pass_on(worker, int(fields["count"]))
         elif event in self._questions:
@@ -327,6 +336,24 @@ class Supervisor:
             if other is not worker and now - other.told_to_look >= PAUSE:
                 other.told_to_look = now
                 other.tell(LOOK)
+
+    def _have_others_bar(self, worker: Worker, host: str) -> None:
+        for other in self._workers.values():
+            if other is not worker:
+                other.tell(BAR, host=host)
+
+    def _replace(self, worker: Worker, host: str, at: str) -> None:
+        """Start another in place of one that hangs, which becomes one more if it ever comes back;
+        and let no other look up what this one does."""
+        number = worker.number
+        self._log.error("worker_hangs", worker=number, pid=worker.pid, host=host or "none", at=at)
+        if host:
+            self._have_others_bar(worker, host)
+        count = len(self._pauses)
+        if number < count and len(self._workers) < 2 * count:
+            worker.number = max(count - 1, *self._workers) + 1
+            self._workers[worker.number] = self._workers.pop(number)
+            self._fork_now(number)
 
     def _conclude(self, event: str, question: _Question) -> None:
         """Act on what all workers have said, or on what some have said in time."""
@@ -422,7 +449,7 @@ class Supervisor:
             while worker.patience < time.monotonic() and self._receive(worker):
                 pass
             if worker.patience < time.monotonic():
-                os.kill(worker.pid, signal.SIGKILL)
+                self._kill_one(worker)
         return _LOOK_AT_LAGGARDS
 
     # The end.
@@ -438,7 +465,13 @@ class Supervisor:
     def _kill(self) -> None:
         """End workers that do not end by themselves."""
         for worker in self._workers.values():
-            os.kill(worker.pid, signal.SIGKILL)
+            self._kill_one(worker)
+
+    def _kill_one(self, worker: Worker) -> None:
+        """End a worker, and wait no more for one that not even that ends (uninterruptible sleep,
+        in the look-up of what somebody holds)."""
+        os.kill(worker.pid, signal.SIGKILL)
+        self._later(UNDYING, functools.partial(self._let_go, worker))
 
     def _fault(self, error: Exception) -> None:
         """Log an exception that nobody expected."""

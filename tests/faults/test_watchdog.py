@@ -1,0 +1,109 @@
+"""What has a process sleep: a read that closes a socket which lingers, as kernels before 6.16 let
+it be passed to us. (A filter says of this one that it can't refuse it, as those do.)"""
+
+import array
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sniproxy.resolver.hosts import SO_PASSRIGHTS
+from tests.end_to_end.harness import Backend, Proxy, read_all, read_exactly
+from tests.faults.harness import HELLO, SERVED, ask, eventually
+from tests.hello import hello
+from tests.processes import forbid
+
+HOSTILE = "evil.example"
+HOSTILE_HELLO = hello(HOSTILE)
+OWNER = 54001
+REFUSED = bytes.fromhex("15030300020250")
+"""An alert: internal_error."""
+
+Start = Callable[..., Proxy]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
+
+
+def an_older_kernel() -> None:
+    forbid("setsockopt", errno.ENOPROTOOPT, SO_PASSRIGHTS, argument=2)
+
+
+@pytest.fixture
+def lingering() -> Iterator[Callable[[], int]]:
+    """Make sockets whose close lasts for an hour, or up to the end of the test."""
+    peers = []
+
+    def make() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            one = socket.create_connection(listening.getsockname())
+            peers.append(listening.accept()[0])
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one.send(bytes(65536))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+        return one.detach()
+
+    yield make
+    for peer in peers:
+        peer.close()
+
+
+def pass_on(stream: socket.socket, fds: list[int]) -> None:
+    """Pass descriptors in one message, and keep none: who reads it is the last to close them."""
+    rights = array.array("i", fds)
+    stream.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    for fd in fds:
+        os.close(fd)
+
+
+def refused(proxy: Proxy) -> bool:
+    with proxy.connect() as client:
+        client.sendall(HOSTILE_HELLO)
+        return read_all(client) == REFUSED  # or nothing, from a worker that learns of it meanwhile
+
+
+@pytest.mark.parametrize("messages", [[1], [3, 3], [1] * 9], ids=str)
+def test_a_read_that_sleeps(
+    unharmed: Start,
+    backend_of: Callable[..., Backend],
+    lingering: Callable[[], int],
+    messages: list[int],
+) -> None:
+    """It is woken, its connection is ended, and its host's owner is refused, by every worker; and
+    nobody else is harmed."""
+    proxy = unharmed(preexec=an_older_kernel)
+    directory = proxy.directory(HOSTILE)
+    os.chown(directory, OWNER, -1)
+    backend = backend_of(directory)
+    honest = [proxy.connect() for _ in range(10)]
+    for client in honest:
+        client.sendall(HELLO)
+        assert read_exactly(client, len(SERVED)) == SERVED
+    hostile = [proxy.connect() for _ in range(6)]
+    streams = []
+    for client in hostile:
+        client.sendall(HOSTILE_HELLO)
+        streams.append(backend.accept())
+        read_exactly(streams[-1], len(HOSTILE_HELLO))
+    for stream in streams:
+        for count in messages:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                pass_on(stream, [lingering() for _ in range(count)])
+        ask(proxy)
+    eventually(lambda: f"event=read_slept host={HOSTILE}" in proxy.log, lambda: proxy.log)
+    eventually(lambda: all(refused(proxy) for _ in range(20)), "the owner is served")
+    for client, stream in zip(hostile, streams, strict=True):
+        assert read_all(client).strip(b"x") == b""
+        stream.close()
+        client.close()
+    for client in honest:
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+        client.close()
+    ask(proxy)
