@@ -12,6 +12,7 @@ PATIENCE = 60
 """Seconds after which a process that hangs is ended."""
 
 NUMBERS = {
+    "clone": {"x86_64": 56, "aarch64": 220},
     "socket": {"x86_64": 41, "aarch64": 198},
     "setsockopt": {"x86_64": 54, "aarch64": 208},
     "splice": {"x86_64": 275, "aarch64": 76},

@@ -25,7 +25,7 @@ def test_all_hosts_of_an_owner_for_a_minute(plane: Plane) -> None:
     for host, owner in (("a.example", OWNER), ("b.example", OWNER), ("c.example", ANOTHER)):
         make(host, owner)
     clock = Clock()
-    barred = Barred(plane.hosts, lambda: clock.now)
+    barred = Barred(plane.hosts.account, lambda: clock.now)
     barred.bar("a.example")
     assert [barred.holds(f"{name}.example") for name in "abc"] == [True, True, False]
     clock.advance(BARRED - 1)
@@ -40,14 +40,14 @@ def test_who_may_be_anybody_bars_his_own_host_alone(plane: Plane) -> None:
         make(host, OVERFLOW_UID)
     for host in ("c.example", "d.example"):
         make(host, 0)
-    barred = Barred(plane.hosts, lambda: 0)
+    barred = Barred(plane.hosts.account, lambda: 0)
     barred.bar("a.example")
     barred.bar("c.example")
     assert [barred.holds(f"{name}.example") for name in "abcd"] == [True, False, True, False]
 
 
 def test_so_many_and_no_more(plane: Plane) -> None:
-    barred = Barred(plane.hosts, lambda: 0)
+    barred = Barred(plane.hosts.account, lambda: 0)
     for number in range(MOST + 5):
         make("a.example", OWNER + number)
         barred.bar("a.example")

@@ -70,4 +70,5 @@ def test_no_module_is_long_and_the_package_is_small() -> None:
         lines = path.read_text().splitlines()
         assert len(lines) <= 500, path
         written += sum(map(bool, lines))
-    assert 5000 < written < 8000
+    # 1,000 of them are for isolated look-ups: three kinds of processes, and what they say.
+    assert 5000 < written < 9500

@@ -43,3 +43,17 @@ def test_bad_numbers_of_workers(word: str) -> None:
     assert found.workers is None
     (complaint,) = found.complaints
     assert complaint.startswith(f"SNIPROXY_WORKERS={word}: expected a number from 1 to 1024")
+
+
+@pytest.mark.parametrize(("word", "isolate"), [("", None), ("0", False), ("1", True)])
+def test_isolation(word: str, isolate: bool | None) -> None:
+    found = settings({"SNIPROXY_ISOLATE": word})
+    assert (found.isolate, found.complaints) == (isolate, [])
+
+
+@pytest.mark.parametrize("word", ["yes", "2", " 1", "\udcff"])
+def test_a_bad_isolation_is_as_if_it_was_not_said(word: str) -> None:
+    found = settings({"SNIPROXY_ISOLATE": word})
+    assert found.isolate is None
+    (complaint,) = found.complaints
+    assert complaint.startswith(f"SNIPROXY_ISOLATE={word}: expected 1 or 0")

@@ -29,10 +29,10 @@ from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser import proxy_header
 from sniproxy.parser.alert import Alert, Nameless, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
-from sniproxy.parser.host_name import MAX_LENGTH
+from sniproxy.parser.host_name import shown
 from sniproxy.parser.proxy_header import SocketAddress
-from sniproxy.resolver.hosts import BACKEND_DOWN, DESCRIPTORS_EXHAUSTED, NO_SUCH_HOST
-from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, WAIT_FOR_BACKEND, directory_name
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, NO_SUCH_HOST
+from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, directory_name
 
 # Plain numbers, since the operators of the enumerations take longer than what they are for.
 _UNIX = int(AF_UNIX)
@@ -89,10 +89,8 @@ class Arrival:
         self.address = address
         self.accepted_at = accepted_at
         self.decided_at: float | None = None
-        self.host = ""
-        """What was asked for; empty where nothing was."""
-        self._line = ""
-        """The line to wait in for the backend, once that is known."""
+        self.host = ""  # what was asked for; empty where nothing was
+        self._line = ""  # the line to wait in for the backend, once that is known
 
     def client_address(self) -> SocketAddress:
         """Give the client's address: here that of the connection."""
@@ -199,13 +197,13 @@ class Arrival:
                 raise Refusal(Alert.DECODE_ERROR, reason)
             entry = host = parser.feed(data)
         except Nameless as refused:
-            host, entry = "", connections.hosts.fallback("")
+            host, entry = "", self._nameless_entry()
             if entry is None:
                 self.refuse(refused)
                 return False
         except Refusal as refused:
             if not isinstance(parser, WholeHelloParser):
-                self.host = _shown(refused.name)
+                self.host = shown(refused.name)
                 self.refuse(refused)
                 return False
             # What follows the name is the backend's to judge.
@@ -222,12 +220,22 @@ class Arrival:
         if (
             validates is None
             and not isinstance(parser, WholeHelloParser)
-            and connections.hosts.awaits_validation(host)
+            and self._awaits_validation(host)
         ):
-            self.host, self._parser, self._received = host, WholeHelloParser(), None
-            return self._take(bytes(received))
+            return self._read_whole(host, received)
         self._decide(host, entry, bool(validates), received)
         return False
+
+    def _nameless_entry(self) -> str | None:
+        return self._connections.hosts.fallback("")
+
+    def _awaits_validation(self, host: str) -> bool:
+        return self._connections.hosts.awaits_validation(host)
+
+    def _read_whole(self, host: str, received: bytes | bytearray | memoryview) -> bool:
+        """Read on, though the host is known: what follows its name matters."""
+        self.host, self._parser, self._received = host, WholeHelloParser(), None
+        return self._take(bytes(received))
 
     def _decide(
         self, host: str, entry: str, validates: bool, received: bytes | bytearray | memoryview
@@ -279,13 +287,7 @@ class Arrival:
                 self.refuse(Refusal(Alert.INTERNAL_ERROR, "owner_barred"))
                 return None
             if self._repeated and loops.full(directory):
-                if self._may_wait() and not loops.found(directory):
-                    self._keep(received)
-                    return line
-                if loops.find(directory):
-                    connections.log.warning("loop", host=line, connections=loops.most)
-                self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
-                return None
+                return self._go_round(directory, received)
             backend = self._backend
             if backend is None:
                 try:
@@ -310,16 +312,24 @@ class Arrival:
                     if entry is not None:
                         self._entry = entry
                         continue
-                if self._may_wait() and (
-                    isinstance(error, BlockingIOError)
-                    or (refused.reason in BACKEND_DOWN and hosts.has(directory, WAIT_FOR_BACKEND))
-                ):
+                if self._may_wait() and hosts.may_pass(directory, refused, error):
                     self._keep(received)
                     return line
                 self._not_reached(refused, error)
                 return None
-            self._forward(backend, directory, received)
+            self._forward(backend, hosts.proxy_version(directory), received)
             return None
+
+    def _go_round(self, directory: str, received: bytes | bytearray | memoryview) -> str | None:
+        """Wait in its line where a host leads back to us, or be refused."""
+        loops, log = self._connections.loops, self._connections.log
+        if self._may_wait() and not loops.found(directory):
+            self._keep(received)
+            return self._line
+        if loops.find(directory):
+            log.warning("loop", host=self._line, connections=loops.most)
+        self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
+        return None
 
     def _keep(self, received: bytes | bytearray | memoryview) -> bytearray:
         """Keep what the client has sent, out of the shared buffer."""
@@ -378,16 +388,15 @@ class Arrival:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
             said = "accept queue full" if full else error.strerror or error
-            account = connections.hosts.account(directory_name(self._entry))
+            account = connections.account(directory_name(self._entry))
             connections.log.warning("backend_fault", account=account, host=self._line, error=said)
         self.refuse(refused, linger=not isinstance(self._backend, Spare))
 
     def _forward(
-        self, backend: SocketType, directory: str, received: bytes | bytearray | memoryview
+        self, backend: SocketType, version: int, received: bytes | bytearray | memoryview
     ) -> None:
-        """Send the backend the PROXY header it wants and what came so far; start the relay."""
+        """Send the backend the PROXY header it wants (0: none) and what came so far; relay."""
         connections = self._connections
-        version = connections.hosts.proxy_version(directory)
         first, ahead = received, 0
         if version:
             header = self._header(version)
@@ -408,9 +417,9 @@ class Arrival:
         )
         self._received = self._backend = None
         end.moved = moved
-        end.host = intern(directory)
+        end.host = intern(directory_name(self._entry))
         if self._repeated:
-            connections.loops.note(directory, end)
+            connections.loops.note(directory_name(self._entry), end)
         if gone:
             end.sever()
         elif unsent is not None:
@@ -489,9 +498,3 @@ class Arrival:
             bytes_up=up,
             bytes_down=down,
         )
-
-
-def _shown(name: bytes) -> str:
-    """Write a name that is no host name for the log, which escapes it: what is shown is cut."""
-    text = name[:MAX_LENGTH].decode("latin-1")
-    return text if len(name) <= MAX_LENGTH else f"{text}..."

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sniproxy.resolver.hosts import OVERFLOW_UID, Hosts
+from sniproxy.resolver.hosts import OVERFLOW_UID
 
 BARRED = 60.0
 """Seconds."""
@@ -15,9 +15,9 @@ class Barred(dict[str | int, float]):
     """The accounts that are barred (``Hosts.account``), and until when by ``clock``. Empty where
     nobody has to be asked for."""
 
-    def __init__(self, hosts: Hosts, clock: Callable[[], float]) -> None:
+    def __init__(self, account: Callable[[str], str | int], clock: Callable[[], float]) -> None:
         super().__init__()
-        self._hosts = hosts
+        self._account = account
         self._clock = clock
 
     def bar(self, directory: str) -> str | int:
@@ -40,5 +40,5 @@ class Barred(dict[str | int, float]):
 
     def account(self, directory: str) -> str | int:
         """Give a host's account; its own where its owner may be anybody."""
-        account = self._hosts.account(directory)
+        account = self._account(directory)
         return directory if account == OVERFLOW_UID else account

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import Protocol
 
+from sniproxy.dataplane.asking import Asking
 from sniproxy.dataplane.barred import Barred
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
@@ -89,6 +90,8 @@ class Connections:
     ) -> None:
         self.poller = poller
         self.hosts = hosts
+        self.asking: Asking | None = None
+        """Whom to ask for backends, where this process is to look up nothing itself."""
         self.log = log
         self.clock = clock
         self.later = later
@@ -101,8 +104,8 @@ class Connections:
             poller, self.totals.clients, self.totals.came, self.undecided, log, clock, later
         )
         self.lines = Lines(later)
-        self.loops = Loops(hosts.account)
-        self.barred = Barred(hosts, clock)
+        self.barred = Barred(self.account, clock)
+        self.loops = Loops(self.account)
         self.farewells: Countdown[Closing] = Countdown(
             FAREWELL_PATIENCE, lambda one: poller.guard(one, one.close)
         )
@@ -111,6 +114,14 @@ class Connections:
         self._refused_lately: Counter[str] = Counter()
         self._report = report
         self._refusals = Sweep(later, REFUSALS_REPORT, self.report_refusals)
+
+    def account(self, directory: str) -> str | int:
+        """Say on whose account a host goes (``Hosts.account``): of what was answered, where this
+        process looks up nothing."""
+        if self.asking is None:
+            return self.hosts.account(directory)
+        owner = self.asking.owners.get(directory, 0)
+        return directory if self.hosts.trusts(owner) else owner
 
     def fault(self, error: Exception) -> None:
         """Log an exception that nobody expected; what caused it has been ended."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from socket import SocketType
 from typing import TypeGuard
 
-from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.farewell import Farewell
+from sniproxy.dataplane.isolated import arrival_kind
 from sniproxy.dataplane.poller import Watcher
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import MOST, Arriving, Carried, Direction, Leaving, Relayed
@@ -111,7 +111,7 @@ def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bo
         farewell = Farewell(connections, client, limit=state.left, watched=False)
         return guard(farewell, farewell.begin)
     if isinstance(state, Arriving):
-        kind = AnnouncedArrival if state.announced else Arrival
+        kind = arrival_kind(connections, announced=state.announced)
         arrival = kind(connections, client, state.address, state.accepted_at)
         return guard(arrival, functools.partial(arrival.go_on, carried.unsent))
     record = None

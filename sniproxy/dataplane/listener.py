@@ -14,10 +14,9 @@ import socket
 import stat
 from collections.abc import Callable
 
-from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
-from sniproxy.dataplane.contender import AnnouncedContender, Contender
+from sniproxy.dataplane.isolated import arrival_kind, contender_kind
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
 from sniproxy.dataplane.tally import MOMENT, Tally
@@ -112,11 +111,11 @@ class Listener:
     ) -> None:
         self._socket = listening
         self._connections = connections
-        self._kind = AnnouncedArrival if announced else Arrival
+        self._kind = arrival_kind(connections, announced=announced)
         self._crowded = crowded
         self._shared = crowded is not None
         self._tally = tally
-        self._contender = AnnouncedContender if announced else Contender
+        self._contender = contender_kind(connections, announced=announced)
         self._asked = False
         self._dealing = float("-inf")
         # As a plain number: the property converts it to an enumeration each time.

@@ -94,6 +94,12 @@ class Lines(dict[str, "Line"]):
         """Give the seconds between two tries at a full queue of an owner's."""
         return min(LONGEST_RETRY * max(1, self._of_owner[owner] / FEW_LINES), MOST_SELDOM)
 
+    def go_on(self, name: str) -> None:
+        """Have the first in a line, if there is one, try at once: somebody has just got in."""
+        line = self.get(name)
+        if line is not None:
+            line.go_on()
+
 
 class Line:
     """Those who wait for the same: who was accepted first is first.
@@ -122,6 +128,11 @@ class Line:
                 return True
             place += 1
         return False
+
+    def go_on(self) -> None:
+        self._pause = FIRST_RETRY
+        if self._waiters:
+            self._waiters[0].attempt()
 
     def run(self) -> float | None:
         """Try those that wait; give the seconds to the next try, None where nobody is left."""

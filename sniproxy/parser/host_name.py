@@ -32,3 +32,9 @@ def _canonical(name: bytes) -> str | None:
     if match is None or len(match[1]) > MAX_LENGTH:
         return None
     return match[1].decode("ascii").lower()
+
+
+def shown(name: bytes) -> str:
+    """Write a name that is no host name for the log, which escapes it: what is shown is cut."""
+    text = name[:MAX_LENGTH].decode("latin-1")
+    return text if len(name) <= MAX_LENGTH else f"{text}..."

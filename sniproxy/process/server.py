@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from sniproxy.dataplane.asking import Asking, Desk
 from sniproxy.dataplane.connections import Connections, Report
 from sniproxy.dataplane.farewell import part
 from sniproxy.dataplane.handover import adopt, hand_over
@@ -60,7 +61,7 @@ class Server:
     says how many processes share the sockets and what else is shared out between them; with several
     it is also told of ``packing``, and of ``crowded``: then the others are to ``look``, and the
     ``tally`` is what they share. ``alone`` says that nobody but us and the other workers has the
-    sockets.
+    sockets. Backends are asked for at a ``desk``, if there is one.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Server:
         tally: Tally | None = None,
         *,
         alone: bool = False,
+        desk: Desk | None = None,
     ) -> None:
         self._log = log
         self._report = report
@@ -87,6 +89,8 @@ class Server:
         self._connections = Connections(
             self.poller, hosts, log, time.monotonic, later, report, part, workers
         )
+        if desk is not None:
+            self._connections.asking = Asking(desk, self.poller, log, later)
         crowded = functools.partial(report, CROWDED) if self._supervised else None
         self._listeners = [
             Listener(one.socket, self._connections, crowded, tally, announced=one.announced)

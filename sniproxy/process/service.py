@@ -37,6 +37,7 @@ from sniproxy.process.parcel import Parcel
 from sniproxy.process.processors import usable
 from sniproxy.process.program import own_command
 from sniproxy.process.renewal import Renewal
+from sniproxy.process.resolvers import Resolvers, reap
 from sniproxy.process.server import BAR, CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
@@ -100,10 +101,18 @@ class _Service:
         self._count = wanted.workers or usable(self._hosts.fileno())
         self._program = own_command()
         self._renewal = Renewal(environment, self._program)
+        isolate = self._hosts.shared if wanted.isolate is None else wanted.isolate
+        self._resolvers = Resolvers(self._hosts, self._count) if isolate else None
+        self._isolated = {"isolate": "yes"} if isolate else {}
 
     def run(self) -> int | None:
         """Serve; give the exit status, or None where the program is to be run anew."""
+        if self._resolvers is not None:
+            reap()
+            self._resolvers.start()
         handed_over = self._run_alone() if self._count == 1 else self._run_workers()
+        if self._resolvers is not None:
+            self._resolvers.end()
         self._renewal.close()
         if not handed_over:
             return 0
@@ -154,6 +163,7 @@ class _Service:
             workers=self._count,
             listen=self._addresses,
             **self._announced,
+            **self._isolated,
             descriptors=self._limit,
             **adopted,
         )
@@ -186,7 +196,11 @@ class _Service:
         log = self._log
         # Copies, since it closes them, and the program that is run anew needs them.
         copies = [one._replace(socket=one.socket.dup()) for one in self._listening]
-        server = Server(copies, self._hosts, log, log.info, alone=self._bound_by_us)
+        resolvers = self._resolvers
+        desk = None if resolvers is None else resolvers.desk(0)
+        server = Server(copies, self._hosts, log, log.info, alone=self._bound_by_us, desk=desk)
+        if resolvers is not None:
+            resolvers.attend(server.poller, log)
         handlers = SignalHandlers(server.poller)
         alone = _Alone(server, self._stopping)
         handlers.handle_stops(alone, in_place=not self._renewal.store.managed)
@@ -224,6 +238,8 @@ class _Service:
             self._renewal,
             parcels=bool(self._parcels),
         )
+        if self._resolvers is not None:
+            first.attend(self._resolvers)
         self._log_start()
         status = 1
         try:
@@ -253,8 +269,19 @@ class _Service:
                 # There is nobody any more to make one line of all workers'.
                 log.info(event, **fields)
 
+        desk = None
+        if self._resolvers is not None:
+            self._resolvers.forsake(number)
+            desk = self._resolvers.desk(number)
         server = Server(
-            self._listening, self._hosts, log, report, self._count, tally, alone=self._bound_by_us
+            self._listening,
+            self._hosts,
+            log,
+            report,
+            self._count,
+            tally,
+            alone=self._bound_by_us,
+            desk=desk,
         )
 
         def give(parcel: Parcel) -> None:

@@ -11,18 +11,19 @@ MAX_WORKERS = 1024
 
 class Settings(NamedTuple):
     """What the environment asks for. ``workers`` is None for as many as there are CPUs for us;
-    ``accept_proxy`` is of a socket on standard input. ``complaints`` names each bad value, one line
-    each."""
+    ``accept_proxy`` is of a socket on standard input; ``isolate`` is None for what the hosts
+    directory asks for. ``complaints`` names each bad value, one line each."""
 
     level: Level
     workers: int | None
     accept_proxy: bool
+    isolate: bool | None
     complaints: list[str]
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
-    """Read SNIPROXY_LOG, _WORKERS and _ACCEPT_PROXY; a bad value becomes a complaint and the
-    default."""
+    """Read SNIPROXY_LOG, _WORKERS, _ACCEPT_PROXY and _ISOLATE; a bad value becomes a complaint and
+    the default."""
     level, workers = Level.INFO, None
     complaints: list[str] = []
 
@@ -48,4 +49,14 @@ def settings(environment: Mapping[str, str]) -> Settings:
     if wish not in ("", "0", "1"):
         complaints.append(f"SNIPROXY_ACCEPT_PROXY={wish}: expected 1 or 0; using 0")
 
-    return Settings(level, workers, wish == "1", complaints)
+    accept_proxy = wish == "1"
+
+    wish = environment.get("SNIPROXY_ISOLATE", "")
+    if wish not in ("", "0", "1"):
+        complaints.append(
+            f"SNIPROXY_ISOLATE={wish}: expected 1 or 0; using 1 where others may write to the "
+            "hosts directory"
+        )
+    isolate = {"0": False, "1": True}.get(wish)
+
+    return Settings(level, workers, accept_proxy, isolate, complaints)

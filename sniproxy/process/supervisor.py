@@ -29,6 +29,7 @@ from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel, Fields
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.renewal import Renewal
+from sniproxy.process.resolvers import Resolvers
 from sniproxy.process.server import BAR, CROWDED, DRAIN, FLUSH, HANGS, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.worker import NOBODY, Worker
@@ -134,6 +135,10 @@ class Supervisor:
         self._handlers.handle(signal.SIGUSR1, functools.partial(self._ask, SUMS))
         self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
+
+    def attend(self, resolvers: Resolvers) -> None:
+        """See to it that there is a warden."""
+        resolvers.attend(self._poller, self._log)
 
     def run(self) -> Channel | None:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;

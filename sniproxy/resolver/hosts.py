@@ -10,6 +10,7 @@ Only this module touches paths, and only it says which failure of a look-up is w
 import errno
 import os
 import stat
+from collections.abc import Callable
 from socket import AF_UNIX, SOL_SOCKET, SocketType
 
 from sniproxy.parser.alert import Alert, Refusal
@@ -96,6 +97,10 @@ class Hosts:
             raise NoHostsDirectory(errno.ENOENT, "it has been deleted")
         self._elsewhere = False
         self._refuse_descriptors = can_refuse_descriptors()
+        self.shared = bool(status.st_mode & _BY_OTHERS)
+        """Whether others than its owner could make hosts in it at the start."""
+        self.entering: Callable[[int], object] = lambda _owner: None
+        """Called with whose an entry is before ``fallback`` follows or gives it."""
 
     def fileno(self) -> int:
         """Descriptor of the hosts directory: it can be entered, and neither read nor written."""
@@ -146,6 +151,12 @@ class Hosts:
             reason = NO_SUCH_HOST
         return Refusal(Alert.UNRECOGNIZED_NAME, reason)
 
+    def may_pass(self, directory: str, refused: Refusal, error: OSError) -> bool:
+        """Say whether a failed connect is one that who has time tries again."""
+        return isinstance(error, BlockingIOError) or (
+            refused.reason in BACKEND_DOWN and self.has(directory, naming.WAIT_FOR_BACKEND)
+        )
+
     def _return(self) -> None:
         """Come back to the hosts directory, or else let no look-up happen anywhere else.
 
@@ -170,9 +181,10 @@ class Hosts:
         could make any number of hosts, or its own, where that is root or the owner of the hosts
         directory."""
         owner = self.owner(directory)
-        return directory if self._trusts(owner) else owner
+        return directory if self.trusts(owner) else owner
 
-    def _trusts(self, owner: int) -> bool:
+    def trusts(self, owner: int) -> bool:
+        """Say whether it is root, or the owner of the hosts directory."""
         if owner in (0, OVERFLOW_UID):
             return owner == 0
         return owner == os.fstat(self._descriptor).st_uid
@@ -203,13 +215,16 @@ class Hosts:
                 # A file system that is mounted there may say what it likes.
                 if status.st_dev != self._device:
                     continue
+                owner = status.st_uid
                 if stat.S_ISLNK(status.st_mode):
-                    if self.doubt(status.st_mode, status.st_uid):
+                    if self.doubt(status.st_mode, owner):
                         continue
+                    self.entering(owner)
                     status = os.stat(directory)
             except OSError:
                 continue
             if stat.S_ISDIR(status.st_mode) and not self.doubt(status.st_mode, status.st_uid):
+                self.entering(owner)
                 return entry
         return None
 
@@ -220,7 +235,7 @@ class Hosts:
         or a link of the owner's into it.)"""
         if owner == OVERFLOW_UID:
             return "who may be anybody"
-        if not self._trusts(owner):
+        if not self.trusts(owner):
             return "and not to root or the owner of the hosts directory"
         if stat.S_ISLNK(mode) or not mode & _BY_OTHERS:
             return None

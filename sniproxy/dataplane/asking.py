@@ -1,0 +1,179 @@
+"""Asking: questions to the resolver processes, and who waits for their answers.
+
+Nothing here ever waits. So many questions are under way that the processes never run out of them,
+and the rest is kept here; each is dropped when whoever asks has gone, and an answer that nobody
+waits for any more is closed with the socket that it brings.
+"""
+
+import itertools
+import os
+import struct
+from collections.abc import Callable
+from socket import (
+    AF_UNIX,
+    CMSG_LEN,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SocketType,
+)
+from typing import NamedTuple, Protocol
+
+from sniproxy.dataplane.poller import Poller, Watcher
+from sniproxy.dataplane.sweep import Sweep
+from sniproxy.log.log import Log
+from sniproxy.resolver.answer import LONGEST, Answer, Question, answered, ask
+
+UNDER_WAY = 32
+"""Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
+each. The socket takes those of several workers; where it does not, they are sent later."""
+
+LOOK = 0.1
+"""Seconds without an answer after which the warden is to see whether something hangs."""
+
+PATIENCE_IN_TROUBLE = 10
+"""Looks in a row at which nobody can look up, after which that is what clients are told."""
+
+MOST_OWNERS = 1024
+"""Entries of which it is remembered whose they are."""
+
+_DESCRIPTOR = struct.Struct("i")
+_RIGHTS = CMSG_LEN(_DESCRIPTOR.size)
+_FLAGS = MSG_DONTWAIT | MSG_CMSG_CLOEXEC
+_UNIX = int(AF_UNIX)
+_STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
+
+
+class Desk(NamedTuple):
+    """Where a process asks: sockets for questions, for its answers, and to the warden, all of which
+    are others' as well. ``trouble`` says why nobody looks up now, or nothing."""
+
+    worker: int
+    questions: SocketType
+    answers: SocketType
+    warden: SocketType
+    trouble: Callable[[], str]
+
+
+class Asker(Watcher, Protocol):
+    """Who waits for an answer."""
+
+    def answered(self, said: Answer, backend: SocketType | None) -> None:
+        """Go on with the answer, and with the socket of a backend that it has found: None where
+        there was no descriptor for it."""
+
+    def may_wait(self) -> bool:
+        """Say whether there is time left."""
+
+    def unanswered(self, reason: str) -> None:
+        """End: there is no answer in time."""
+
+
+class Asking:
+    """The questions of one process."""
+
+    def __init__(self, desk: Desk, poller: Poller, log: Log, later: Callable[..., object]) -> None:
+        self._desk = desk
+        self._poller = poller
+        self._log = log
+        # A worker that was started anew gets answers to the questions of the one before.
+        self._numbers = itertools.count(os.getpid() << 32)
+        self._under_way: dict[int, Asker] = {}
+        self._unsent: dict[int, tuple[Asker, bytes]] = {}
+        self._oldest = 0
+        self._troubled = 0
+        self.owners: dict[str, int] = {}
+        """Whose entries are whose, of some that have been asked for."""
+        self._sweep = Sweep(later, LOOK, self._look)
+        poller.attend(desk.answers.fileno(), self._receive)
+
+    def ask(self, asker: Asker, host: str, validates: int) -> int:
+        """Ask for the backend of a host; give the number by which to ``forget`` it."""
+        self._sweep.wake()
+        number = next(self._numbers)
+        message = ask(Question(number, self._desk.worker, validates, host))
+        if self._unsent or not self._sent(number, asker, message):
+            self._unsent[number] = asker, message
+        return number
+
+    def note(self, directory: str, owner: int) -> None:
+        """Remember whose an entry is."""
+        if len(self.owners) >= MOST_OWNERS:
+            self.owners.clear()
+        self.owners[directory] = owner
+
+    def forget(self, number: int) -> None:
+        """Wait no more for an answer."""
+        self._under_way.pop(number, None)
+        self._unsent.pop(number, None)
+
+    def _sent(self, number: int, asker: Asker, message: bytes) -> bool:
+        if len(self._under_way) >= UNDER_WAY:
+            return False
+        try:
+            self._desk.questions.send(message, MSG_DONTWAIT)
+        except OSError:  # full of others' questions; or this is the end
+            return False
+        self._under_way[number] = asker
+        return True
+
+    def _send_more(self) -> None:
+        while self._unsent:
+            number, (asker, message) = next(iter(self._unsent.items()))
+            if not self._sent(number, asker, message):
+                return
+            self._unsent.pop(number)
+
+    def _receive(self) -> None:
+        """Take what has been answered. Where nothing is under way any more, nothing else can be
+        there, and what comes late is an event of its own."""
+        while True:
+            try:
+                message, rights, _, _ = self._desk.answers.recvmsg(LONGEST, _RIGHTS, _FLAGS)
+            except BlockingIOError:
+                return
+            number, said = answered(message)
+            asker = self._under_way.pop(number, None)
+            backend = None
+            for _, _, descriptor in rights:
+                (fd,) = _DESCRIPTOR.unpack(descriptor)
+                if asker is None:
+                    os.close(fd)
+                else:
+                    backend = SocketType(_UNIX, _STREAM_NONBLOCK, 0, fd)
+            if self._unsent:
+                self._send_more()
+            if asker is not None:
+                self._answer(asker, said, backend)
+            if not self._under_way:
+                return
+
+    def _answer(self, asker: Asker, said: Answer, backend: SocketType | None) -> None:
+        self._poller.guard(asker, lambda: asker.answered(said, backend))
+
+    def _look(self) -> bool:
+        """See who waits in vain; say whether anybody waits."""
+        self._send_more()
+        oldest = next(iter(self._under_way), 0)
+        if oldest and oldest == self._oldest:
+            try:
+                self._desk.warden.send(b"?", MSG_DONTWAIT)
+            except OSError:  # it has not looked since many others have asked
+                pass
+        self._oldest = oldest
+        trouble = self._desk.trouble()
+        self._troubled = self._troubled + 1 if trouble else 0
+        given_up = self._troubled >= PATIENCE_IN_TROUBLE
+        waiting = [*self._under_way.items()]
+        waiting += [(number, asker) for number, (asker, _) in self._unsent.items()]
+        for number, asker in waiting:
+            if given_up or not asker.may_wait():
+                self.forget(number)
+                reason, _, error = (trouble or "no_answer").partition(" ")
+                self._log.warning(reason, **({"error": error} if error else {}))
+                self._end(asker, reason)
+        return bool(self._under_way or self._unsent)
+
+    def _end(self, asker: Asker, reason: str) -> None:
+        self._poller.guard(asker, lambda: asker.unanswered(reason))

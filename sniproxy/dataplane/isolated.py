@@ -1,0 +1,250 @@
+"""Arrivals that look up nothing themselves: resolver processes do it for them (``asking``).
+
+A look-up can sleep for as long as the owner of a directory likes, and whoever looks up sleeps with
+it. So here an arrival that knows its host asks, keeps what the client has sent, and goes on when it
+is answered, all within ``PATIENCE``. In a line only the first asks, as elsewhere only the first
+tries; it stays in its place until the answer is there.
+"""
+
+import os
+from socket import SocketType
+
+from sniproxy.dataplane.announced import AnnouncedArrival
+from sniproxy.dataplane.arrival import Arrival
+from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.contender import AnnouncedContender, Contender
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.parser.alert import Alert, Refusal
+from sniproxy.parser.proxy_header import SocketAddress
+from sniproxy.resolver.answer import UNSURE, Answer, Outcome
+from sniproxy.resolver.naming import ACME_SOCKET, NO_SERVER_NAME, directory_name
+from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW
+
+_REACHED = int(Outcome.REACHED)
+
+
+def arrival_kind(connections: Connections, *, announced: bool) -> type[Arrival]:
+    """Say what a new client of a process is, on a socket for balancers or on another."""
+    if connections.asking is None:
+        return AnnouncedArrival if announced else Arrival
+    return IsolatedAnnouncedArrival if announced else IsolatedArrival
+
+
+def contender_kind(connections: Connections, *, announced: bool) -> type[Contender]:
+    """The same of one who comes when no descriptor is left."""
+    if connections.asking is None:
+        return AnnouncedContender if announced else Contender
+    return IsolatedAnnouncedContender if announced else IsolatedContender
+
+
+class IsolatedArrival(Arrival):
+    """A client whose first bytes are a hello."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        client: SocketType,
+        address: SocketAddress,
+        accepted_at: float,
+    ) -> None:
+        super().__init__(connections, client, address, accepted_at)
+        self._question: int | None = None
+        """The number of the question under way."""
+        self._place: str | None = None
+        """The line that it waits in."""
+        self._owner = -1
+        """Whose the entry is that is to serve it, as far as that was answered."""
+        self._unsure = False
+        """Whether the hello may be one that validates its host, as far as it has come."""
+        self._seen: bool | None = None
+        """Whether the hello came before, once that was looked at: it may be read twice."""
+        self._repeats = 0
+        """How often nobody has looked, though asked."""
+
+    def _nameless_entry(self) -> str | None:
+        return ""  # the answer says it
+
+    def _awaits_validation(self, host: str) -> bool:  # noqa: ARG002 - likewise
+        self._unsure = True
+        return False
+
+    def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
+        if self._seen is None:
+            self._seen = self._repeated
+        self._repeated = self._seen
+        self._watch()
+        received = self._keep(received)
+        connections = self._connections
+        line = self._line or self._expected_line()
+        self._entry = line.partition("/")[0]
+        if self._place is None and line in connections.lines:  # not before those who wait
+            self._line = self._place = line
+            return line
+        if self._repeated and connections.loops.full(directory_name(self._entry)):
+            self._line = line
+            self._place = self._go_round(directory_name(self._entry), received)
+            return self._place
+        self._ask()
+        return None
+
+    def _expected_line(self) -> str:
+        """Give the line of a host that has an entry of its own. Who is served by another's learns
+        it from the answer, and may come in front of those who wait there."""
+        line = self.host or NO_SERVER_NAME
+        return f"{line}/{ACME_SOCKET}" if self._validates else line
+
+    def _ask(self) -> None:
+        asking = self._connections.asking
+        if asking is not None:  # else it would be of another kind
+            validates = UNSURE if self._unsure else int(self._validates)
+            self._question = asking.ask(self, self.host, validates)
+
+    def owner(self) -> int:
+        return self._owner
+
+    def attempt(self) -> str | None:
+        def again() -> None:
+            if self._received is not None:  # else it is over
+                self._place = self._connect(self._received) or self._place
+
+        if self._question is None:
+            self._connections.poller.guard(self, again)
+        return self._place
+
+    # What ``Asking`` calls.
+
+    def answered(self, said: Answer, backend: SocketType | None) -> None:
+        self._question = None
+        self._backend = backend
+        if said.outcome == _REACHED:  # nearly always
+            self._note(said)
+            self._reached(said, backend)
+        elif said.outcome == Outcome.AGAIN and not self._repeats:
+            self._repeats += 1
+            self._ask()
+        elif said.outcome == Outcome.WHOLE:
+            self._read_rest()
+        else:
+            self._note(said)
+            if said.outcome == Outcome.MAY_PASS and self._may_wait():
+                self._wait_in(self._line)
+            else:
+                place = self._place
+                self._refused(said)
+                self._next(place)
+
+    def _note(self, said: Answer) -> None:
+        """Note which entry it is, and whose. Of one that hangs nobody knows which."""
+        self._line = said.line or self._expected_line()
+        self._entry = self._line.partition("/")[0]
+        self._owner = said.owner
+        asking = self._connections.asking
+        if asking is not None and (
+            self._repeated or self._connections.barred or said.outcome != _REACHED
+        ):
+            asking.note(directory_name(self._entry), said.owner)
+
+    def may_wait(self) -> bool:
+        return self._may_wait()
+
+    def unanswered(self, reason: str) -> None:
+        place, self._question = self._place, None
+        self.refuse(Refusal(Alert.INTERNAL_ERROR, reason))
+        self._next(place)
+
+    def _reached(self, said: Answer, backend: SocketType | None) -> None:
+        connections = self._connections
+        if backend is None:  # the kernel had no descriptor for it here
+            if connections.evict_oldest():
+                self._ask()
+            elif self._may_wait():
+                self._wait_in(FOR_A_DESCRIPTOR)
+            else:
+                self.turn_away()
+            return
+        received = self._received or b""
+        directory = directory_name(self._entry)
+        if connections.barred and connections.barred.holds(directory):
+            self.refuse(Refusal(Alert.INTERNAL_ERROR, "owner_barred"))
+            return
+        if self._repeated and connections.loops.full(directory):
+            backend.close()
+            self._backend = None
+            place = self._go_round(directory, received)
+            if place is not None:
+                self._wait_in(place)
+            return
+        place = self._place
+        self._leave()
+        self._forward(backend, said.version, received)
+        self._next(place)
+
+    def _refused(self, said: Answer) -> None:
+        if said.outcome == Outcome.AGAIN:
+            refused = Refusal(Alert.INTERNAL_ERROR, "resolver_died")
+        else:
+            refused = Refusal(Alert(said.alert), said.reason)
+        if said.reason in (OWNER_HANGS, OWNER_SLOW):
+            self._connections.log.warning(said.reason, host=self._line, uid=said.owner)
+            self.refuse(refused)
+        else:
+            error = said.error
+            self._not_reached(refused, OSError(error, os.strerror(error) if error else said.reason))
+
+    def _read_rest(self) -> None:
+        """Read the hello to its end: it may be one that validates the host, and that has a socket
+        for it."""
+        received = self._received or b""
+        self._undecided, self._unsure = True, False
+        self.kept = 0  # what waits is counted elsewhere
+        self._read_whole(self.host, received)
+        if self._undecided:
+            self._connections.wait(self)
+            # What has come meanwhile is no event any more.
+            while self._read():
+                pass
+
+    # Lines.
+
+    def _wait_in(self, line: str) -> None:
+        if self._place != line:
+            self._leave()
+            self._place = line  # before: it may be turned away there
+            self._connections.lines.join(line, self)
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            self._connections.lines.leave(self._place, self)
+            self._place = None
+
+    def _next(self, place: str | None) -> None:
+        """Have who is first in a line, where it no longer waits, try now."""
+        if place is not None:
+            self._connections.lines.go_on(place)
+
+    def _let_go(self) -> None:
+        asking = self._connections.asking
+        if self._question is not None and asking is not None:
+            asking.forget(self._question)
+            self._question = None
+        self._leave()
+        super()._let_go()
+
+
+class IsolatedAnnouncedArrival(IsolatedArrival, AnnouncedArrival):
+    """A client whose first bytes are to be a PROXY header."""
+
+
+class IsolatedContender(IsolatedArrival, Contender):
+    """A client on a descriptor that was lent."""
+
+    def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
+        shares = self._connections.shares
+        if self.lent:
+            lacking = shares.lacking()
+            self.lent = shares.restore() >= lacking > 0
+        return super()._connect(received)
+
+
+class IsolatedAnnouncedContender(IsolatedContender, AnnouncedContender):
+    """The same of one who comes through a balancer, and is not known yet."""

@@ -1,0 +1,132 @@
+"""A resolver process: it looks up and connects, for all workers, one question after the other.
+
+It may sleep in any look-up until whoever holds a directory lets go of it. So it holds nothing that
+anybody waits for, no client and no listening socket among it, and says on the board whose entry it
+goes into before it does.
+"""
+
+import os
+import struct
+import time
+from collections.abc import Sequence
+from socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, SocketType
+
+from sniproxy.process.board import Board, Place
+from sniproxy.resolver.answer import LONGEST, Answer, Outcome, answer, asked
+from sniproxy.resolver.hosts import Hosts
+from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
+
+NORMAL = 10_000_000
+"""Nanoseconds that the look-ups of one question may take: 200 times what they do, and as long as
+a busy machine may have them wait for a CPU."""
+
+TOO_MUCH = 1_000_000_000
+"""Nanoseconds more than normal, of all questions about an owner's entries in a ``MINUTE``."""
+
+MINUTE = 60_000_000_000
+
+GRACE = 1_000_000_000
+"""Nanoseconds that an owner's clients wait for one that hangs: it may just have been slow."""
+
+MOST_ACCOUNTS = 1024
+"""Owners who are slow at the same time and still watched."""
+
+GO = b"!"
+_DESCRIPTOR = struct.Struct("i")
+OWNER = struct.Struct("=I")
+
+
+class Resolver:
+    """Looks up for the warden of an ``epoch``, at its ``place``. ``warden`` is how that says when
+    to begin, and is told which owner is too slow."""
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        board: Board,
+        place: Place,
+        questions: SocketType,
+        answers: Sequence[SocketType],
+        warden: SocketType,
+    ) -> None:
+        self._hosts = hosts
+        self._board = board
+        self._epoch = board.epoch
+        self._place = place
+        self._questions = questions
+        self._answers = answers
+        self._warden = warden
+        self._trusted = trusted(hosts)
+        self._owed: dict[int, tuple[int, int]] = {}
+        """Nanoseconds too many that an owner has had, and at which time that was so."""
+        hosts.entering = self._enter
+
+    def run(self) -> None:
+        """Wait to be needed, and answer until the proxy, or the warden, has no more use for it."""
+        if self._warden.recv(len(GO)) != GO:
+            return
+        place, epoch = self._place, self._epoch
+        while message := self._questions.recv(LONGEST):
+            number, worker, validates, host = asked(message)
+            if self._board.epoch != epoch:
+                self._tell(worker, number, Answer(Outcome.AGAIN, host))
+                return
+            begun = place.begin(worker, number)
+            self._answer(worker, number, host, validates)
+            place.done()
+            if place.given_up:
+                return
+            spent = time.monotonic_ns() - begun
+            if spent > NORMAL:
+                self._account(spent - NORMAL)
+
+    def _enter(self, owner: int) -> None:
+        self._place.enter(owner)
+        bar = self._board.barred(owner)
+        if bar is not None:
+            hanging = not bar.slow
+            passes = hanging and time.monotonic_ns() - bar.since < GRACE
+            raise Barred(owner, OWNER_HANGS if hanging else OWNER_SLOW, passes=passes)
+
+    def _answer(self, worker: int, number: int, host: str, validates: int) -> None:
+        try:
+            said, backend = reach(self._hosts, host, validates)
+        except Exception as error:  # of this question, no more
+            said = fault(host, error)
+            backend = None
+        self._tell(worker, number, said, backend)
+
+    def _tell(
+        self, worker: int, number: int, said: Answer, backend: SocketType | None = None
+    ) -> None:
+        rights = []
+        if backend is not None:
+            rights = [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(backend.fileno()))]
+        try:
+            message = answer(number, said, self._place.owner or 0)
+            self._answers[worker].sendmsg([message], rights, MSG_DONTWAIT)
+        except OSError:
+            pass  # who asked has not taken many before this one; it stops waiting by itself
+        if backend is not None:
+            backend.close()
+
+    def _account(self, more: int) -> None:
+        """Note that an owner's entries took more time than usual, by so much."""
+        owner = self._place.owner
+        if owner is None or owner in self._trusted:
+            return
+        now = time.monotonic_ns()
+        owed, then = self._owed.get(owner, (0, now))
+        owed = max(0, owed - (now - then) * TOO_MUCH // MINUTE) + more
+        if owed > TOO_MUCH:
+            self._warden.send(OWNER.pack(owner), MSG_DONTWAIT)
+            owed = 0
+        if len(self._owed) >= MOST_ACCOUNTS:
+            self._owed.clear()
+        self._owed[owner] = owed, now
+
+
+def trusted(hosts: Hosts) -> set[int]:
+    """Give the owners who are not barred for being slow, but for as long as one hangs: what is
+    theirs is everybody's."""
+    return {0, os.geteuid(), os.fstat(hosts.fileno()).st_uid}

@@ -1,0 +1,79 @@
+"""Questions to a resolver process and its answers, as messages between processes of this program.
+
+A question is: where is the backend of this host? An answer that has found one comes with the
+connected socket. Both ends are the same build, but nothing of an answer is believed beyond its
+form: who gets one that it has not asked for drops it.
+"""
+
+import enum
+import struct
+from typing import NamedTuple
+
+UNSURE = 2
+"""In place of whether a hello validates its host: it is cut behind the name."""
+
+_QUESTION = struct.Struct("=QHB")
+_ANSWER = struct.Struct("=QBBBiI")
+LONGEST = 512
+"""Bytes of a message: a name has 254, twice in no answer."""
+
+
+class Outcome(enum.IntEnum):
+    """What became of a question."""
+
+    REACHED = 0
+    REFUSED = 1
+    MAY_PASS = 2
+    """Refused, but who has time may ask again."""
+    WHOLE = 3
+    """The rest of the hello decides: it is to be read first."""
+    AGAIN = 4
+    """Nobody has looked: the process that was to has ended."""
+
+
+class Question(NamedTuple):
+    """Asked by process ``worker``; ``validates`` is 0, 1 or ``UNSURE``; no ``host`` is empty."""
+
+    number: int
+    worker: int
+    validates: int
+    host: str
+
+
+class Answer(NamedTuple):
+    """``line`` is where to wait for that backend: the entry that serves the host, and which of its
+    sockets. ``version`` is of the PROXY header that it wants; ``alert`` and ``reason`` are those of
+    a refusal, ``error`` is the errno behind it, ``owner`` the uid that it is about."""
+
+    outcome: int
+    line: str
+    version: int = 0
+    alert: int = 0
+    reason: str = ""
+    error: int = 0
+    owner: int = 0
+
+
+def ask(question: Question) -> bytes:
+    number, worker, validates, host = question
+    return _QUESTION.pack(number, worker, validates) + host.encode("ascii")
+
+
+def asked(message: bytes) -> Question:
+    """Read a question."""
+    number, worker, validates = _QUESTION.unpack_from(message)
+    return Question(number, worker, validates, message[_QUESTION.size :].decode("ascii"))
+
+
+def answer(number: int, said: Answer, about: int = 0) -> bytes:
+    """Write an answer to a question, ``about`` whom it is if it does not say so itself."""
+    outcome, line, version, alert, reason, error, owner = said
+    head = _ANSWER.pack(number, outcome, version, alert, error, owner or about)
+    return head + (f"{line} {reason}" if reason else line).encode("ascii")
+
+
+def answered(message: bytes) -> tuple[int, Answer]:
+    """Read an answer, and to which question it is."""
+    number, outcome, version, alert, error, owner = _ANSWER.unpack_from(message)
+    line, _, reason = message[_ANSWER.size :].decode("ascii").partition(" ")
+    return number, Answer(outcome, line, version, alert, reason, error, owner)

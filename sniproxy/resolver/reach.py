@@ -1,0 +1,99 @@
+"""Reaching a backend: all the look-ups of one client, for a data plane that must not wait for them.
+
+It decides what an arrival decides that looks up by itself, by the same questions to ``Hosts``. It
+says beforehand whose entry it goes into (``Hosts.entering``): who is called there may know that one
+to hang, and raise ``Barred``.
+"""
+
+from socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, SocketType
+
+from sniproxy.parser.alert import Alert
+from sniproxy.resolver.answer import UNSURE, Answer, Outcome
+from sniproxy.resolver.hosts import NO_SUCH_HOST, Hosts
+from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, directory_name
+
+OWNER_HANGS = "owner_hangs"
+OWNER_SLOW = "owner_slow"
+"""Reasons for a refusal: one of the owner's entries is not answered, or all are answered late."""
+
+_UNIX = int(AF_UNIX)
+_STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
+
+
+class Barred(Exception):  # noqa: N818 - an answer, not a fault
+    """The entries of an owner are not gone into; ``passes``: it may be over in a moment."""
+
+    def __init__(self, owner: int, reason: str, *, passes: bool) -> None:
+        super().__init__(owner, reason)
+        self.owner = owner
+        self.reason = reason
+        self.passes = passes
+
+
+def reach(hosts: Hosts, host: str, validates: int) -> tuple[Answer, SocketType | None]:
+    """Look for the backend of a host, empty for who names none; ``validates`` is as in a
+    ``Question``. The socket is the caller's."""
+    entry = line = host
+    backend: SocketType | None = None
+    try:
+        if not host:
+            named = hosts.fallback("")
+            if named is None:
+                return _refused(host, Alert.UNRECOGNIZED_NAME, "no_server_name"), None
+            entry = named
+        while True:
+            directory, socket_name, line = directory_name(entry), SOCKET, entry
+            try:
+                if entry is host:  # a fallback was entered when it was found
+                    owner = hosts.owner(directory)
+                    if owner >= 0:
+                        hosts.entering(owner)
+                if validates and hosts.has(directory, ACME_SOCKET):
+                    if validates == UNSURE:
+                        if backend is not None:
+                            backend.close()
+                        return Answer(Outcome.WHOLE, line), None
+                    socket_name, line = ACME_SOCKET, f"{line}/{ACME_SOCKET}"
+                if backend is None:
+                    backend = SocketType(_UNIX, _STREAM_NONBLOCK)
+                hosts.connect(directory, backend, socket_name)
+            except OSError as error:
+                refused = hosts.refusal(directory, error)
+                if refused.reason == NO_SUCH_HOST and entry is host:
+                    named = hosts.fallback(host)
+                    if named is not None:
+                        entry = named
+                        continue
+                passes = hosts.may_pass(directory, refused, error)
+                if backend is not None:
+                    backend.close()
+                said = _refused(line, refused.alert or 0, refused.reason, passes=passes)
+                return said._replace(error=error.errno or 0), None
+            return Answer(Outcome.REACHED, line, hosts.proxy_version(directory)), backend
+    except Barred as barred:
+        if backend is not None:
+            backend.close()
+        said = _refused(line, Alert.INTERNAL_ERROR, barred.reason, passes=barred.passes)
+        return said._replace(owner=barred.owner), None
+
+
+def _refused(line: str, alert: int, reason: str, *, passes: bool = False) -> Answer:
+    return Answer(Outcome.MAY_PASS if passes else Outcome.REFUSED, line, alert=alert, reason=reason)
+
+
+def fault(line: str, error: Exception) -> Answer:
+    """Say that something failed which is nobody's fault."""
+    number = error.errno if isinstance(error, OSError) else None
+    return Answer(
+        Outcome.REFUSED,
+        line,
+        alert=Alert.INTERNAL_ERROR,
+        reason="backend_fault" if number else "resolver_fault",
+        error=number or 0,
+    )
+
+
+def hanging(owner: int) -> Answer:
+    """Say that nobody has come back from an owner's entry, whichever it is."""
+    said = _refused("", Alert.INTERNAL_ERROR, OWNER_HANGS, passes=True)
+    return said._replace(owner=owner)

@@ -1,0 +1,160 @@
+"""Asking resolver processes, whose part the test takes."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.dataplane.asking import PATIENCE_IN_TROUBLE, UNDER_WAY, Asking, Desk
+from sniproxy.resolver.answer import Answer, Outcome, Question, answer, asked
+from tests.plane import Plane
+
+
+class Asker:
+    def __init__(self) -> None:
+        self.said: list[Answer] = []
+        self.backends: list[socket.SocketType] = []
+        self.end = ""
+        self.patient = True
+
+    def answered(self, said: Answer, backend: socket.SocketType | None) -> None:
+        self.said.append(said)
+        if backend is not None:
+            self.backends.append(backend)
+
+    def may_wait(self) -> bool:
+        return self.patient
+
+    def unanswered(self, reason: str) -> None:
+        self.end = reason
+
+
+class World:
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+        self.trouble = ""
+        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mine, self.questions = socket.socketpair(*kind)
+        answers, self.answers = socket.socketpair(*kind)
+        bell, self.bell = socket.socketpair(*kind)
+        self.sockets = [mine, self.questions, answers, self.answers, bell, self.bell]
+        for one in self.sockets:
+            one.setblocking(False)
+        desk = Desk(3, mine, answers, bell, lambda: self.trouble)
+        log = plane.connections.log
+        self.asking = Asking(desk, plane.poller, log, plane.clock.later)
+
+    def take(self) -> list[Question]:
+        """Take what has been asked."""
+        taken = []
+        while True:
+            try:
+                taken.append(asked(self.questions.recv(512)))
+            except BlockingIOError:
+                return taken
+
+    def reply(self, number: int, said: Answer, *files: socket.socket) -> None:
+        socket.send_fds(self.answers, [answer(number, said)], [one.fileno() for one in files])
+        self.plane.turn()
+
+
+@pytest.fixture
+def world(plane: Plane) -> Iterator[World]:
+    made = World(plane)
+    yield made
+    for one in made.sockets:
+        plane.poller.unwatch(one.fileno())
+        one.close()
+
+
+FOUND = Answer(Outcome.REACHED, "a.example")
+
+
+def test_an_answer_with_its_socket(world: World) -> None:
+    asker = Asker()
+    number = world.asking.ask(asker, "a.example", 1)
+    assert world.take() == [Question(number, 3, 1, "a.example")]
+    one, other = socket.socketpair()
+    with one, other:
+        world.reply(number, FOUND, one)
+        assert asker.said == [FOUND]
+        (backend,) = asker.backends
+        assert backend.gettimeout() == 0
+        backend.send(b"hello")
+        assert other.recv(9) == b"hello"
+        backend.close()
+
+
+@pytest.mark.parametrize("forget", [True, False])
+def test_a_late_answer_is_closed_with_what_it_brings(world: World, forget: bool) -> None:
+    asker = Asker()
+    number = world.asking.ask(asker, "a.example", 0) if forget else 12345
+    world.asking.forget(number)
+    one, other = socket.socketpair()
+    with other:
+        with one:
+            world.reply(number, FOUND, one)
+        assert other.recv(1) == b""
+    assert not asker.said
+
+
+def test_more_than_can_be_under_way_wait_here(world: World) -> None:
+    askers = [Asker() for _ in range(UNDER_WAY + 3)]
+    numbers = [world.asking.ask(one, "a.example", 0) for one in askers]
+    first = world.take()
+    assert [one.number for one in first] == numbers[:UNDER_WAY]
+    world.asking.forget(numbers[UNDER_WAY])
+    world.reply(numbers[0], FOUND)
+    assert [one.number for one in world.take()] == [numbers[UNDER_WAY + 1]]
+    assert askers[0].said == [FOUND]
+    assert not askers[0].backends
+
+
+def test_a_queue_that_is_full_of_others_questions(world: World) -> None:
+    mine = world.sockets[0]
+    with contextlib.suppress(BlockingIOError):
+        while mine.send(b"x" * 100):
+            pass
+    asker = Asker()
+    number = world.asking.ask(asker, "a.example", 0)
+    with contextlib.suppress(BlockingIOError):
+        while world.questions.recv(512):
+            pass
+    world.plane.clock.advance(0.2)
+    assert [one.number for one in world.take()] == [number]
+
+
+def test_who_waits_in_vain_rings(world: World) -> None:
+    world.asking.ask(Asker(), "a.example", 0)
+    world.plane.clock.advance(0.1)
+    with pytest.raises(BlockingIOError):
+        world.bell.recv(9)
+    world.plane.clock.advance(0.1)
+    assert world.bell.recv(9) == b"?"
+
+
+def test_who_has_no_time_left_is_told(world: World) -> None:
+    asker = Asker()
+    number = world.asking.ask(asker, "a.example", 0)
+    asker.patient = False
+    world.plane.clock.advance(0.2)
+    assert asker.end == "no_answer"
+    one, other = socket.socketpair()
+    with other:
+        with one:
+            world.reply(number, FOUND, one)
+        assert other.recv(1) == b""
+
+
+def test_trouble_is_told_after_a_second(world: World) -> None:
+    asker = Asker()
+    world.trouble = f"no_resolver {os.strerror(11)}"
+    world.asking.ask(asker, "a.example", 0)
+    for _ in range(PATIENCE_IN_TROUBLE - 1):
+        world.plane.clock.advance(0.1)
+        assert not asker.end
+    world.plane.clock.advance(0.1)
+    assert asker.end == "no_resolver"
+    assert f'event=no_resolver error="{os.strerror(11)}"' in world.plane.log

@@ -1,0 +1,177 @@
+"""Arrivals that ask, with a resolver of the test's own in their process."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.dataplane.announced import AnnouncedArrival
+from sniproxy.dataplane.arrival import Arrival
+from sniproxy.dataplane.asking import Asking, Desk
+from sniproxy.dataplane.connections import PATIENCE
+from sniproxy.dataplane.isolated import IsolatedAnnouncedArrival, IsolatedArrival, arrival_kind
+from sniproxy.resolver.answer import Answer, Outcome, Question, answer, asked
+from sniproxy.resolver.reach import hanging, reach
+from tests.hello import hello
+from tests.plane import Plane, alert
+
+HELLO = hello("a.example")
+
+
+class World:
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mine, self.questions = socket.socketpair(*kind)
+        answers, self.answers = socket.socketpair(*kind)
+        bell, self.bell = socket.socketpair(*kind)
+        self.sockets = [mine, self.questions, answers, self.answers, bell, self.bell]
+        for one in self.sockets:
+            one.setblocking(False)
+        connections = plane.connections
+        desk = Desk(0, mine, answers, bell, str)
+        connections.asking = Asking(desk, plane.poller, connections.log, plane.clock.later)
+
+    def client(self, *first: bytes) -> socket.socket:
+        client = self.plane.client(*first, kind=IsolatedArrival)
+        self.plane.turn()
+        return client
+
+    def take(self) -> list[Question]:
+        taken = []
+        while True:
+            try:
+                taken.append(asked(self.questions.recv(512)))
+            except BlockingIOError:
+                return taken
+
+    def resolve(self) -> int:
+        """Look up all that was asked, as a resolver does; say how much that was."""
+        questions = self.take()
+        for question in questions:
+            said, backend = reach(self.plane.hosts, question.host, question.validates)
+            self.say(question.number, said, backend)
+            if backend is not None:
+                backend.close()
+        return len(questions)
+
+    def say(self, number: int, said: Answer, backend: socket.SocketType | None = None) -> None:
+        files = [] if backend is None else [backend.fileno()]
+        socket.send_fds(self.answers, [answer(number, said)], files)
+        self.plane.turn(2)
+
+
+@pytest.fixture
+def world(plane: Plane) -> Iterator[World]:
+    made = World(plane)
+    yield made
+    plane.connections.close_all()
+    for one in made.sockets:
+        plane.poller.unwatch(one.fileno())
+        one.close()
+
+
+def test_kinds(plane: Plane) -> None:
+    connections = plane.connections
+    assert arrival_kind(connections, announced=False) is Arrival
+    assert arrival_kind(connections, announced=True) is AnnouncedArrival
+
+
+def test_kinds_where_look_ups_are_isolated(world: World) -> None:
+    connections = world.plane.connections
+    assert arrival_kind(connections, announced=False) is IsolatedArrival
+    assert arrival_kind(connections, announced=True) is IsolatedAnnouncedArrival
+
+
+def test_served(world: World) -> None:
+    backend = world.plane.backend("a.example")
+    client = world.client(HELLO)
+    assert world.resolve() == 1
+    stream = backend.accept()
+    assert stream.recv(999) == HELLO
+    client.sendall(b"more")
+    assert world.plane.read(stream, 4) == b"more"
+
+
+def test_refused(world: World) -> None:
+    client = world.client(HELLO)
+    world.resolve()
+    assert world.plane.read(client, 7) == alert(112)
+
+
+def test_who_goes_while_it_waits_leaves_nothing(world: World) -> None:
+    client = world.client(HELLO)
+    (question,) = world.take()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
+    world.plane.until(lambda: not world.plane.connections.totals.open)
+    one, other = socket.socketpair()
+    with one, other:
+        world.say(question.number, Answer(Outcome.REACHED, "a.example"), one)
+        one.close()
+        assert other.recv(1) == b""
+
+
+def test_what_nobody_has_looked_for_is_asked_once_more(world: World) -> None:
+    client = world.client(HELLO)
+    for _ in range(2):
+        (question,) = world.take()
+        world.say(question.number, Answer(Outcome.AGAIN, ""))
+    assert not world.take()
+    assert world.plane.read(client, 7) == alert(80)
+    assert "end=refused:resolver_died" in world.plane.log
+
+
+def test_no_descriptor_for_the_backend(world: World) -> None:
+    """It is waited for, in the line of those who wait for one."""
+    backend = world.plane.backend("a.example")
+    world.client(HELLO)
+    (question,) = world.take()
+    world.say(question.number, Answer(Outcome.REACHED, "a.example"))
+    assert list(world.plane.connections.lines) == [""]
+    world.plane.clock.advance(0.01)
+    assert world.resolve() == 1
+    assert backend.accept().recv(999) == HELLO
+    world.plane.clock.advance(0.1)
+    assert not world.plane.connections.lines
+
+
+def test_in_a_line_one_asks_for_all(world: World) -> None:
+    backend = world.plane.backend("a.example", 0)
+    for _ in range(6):
+        world.client(HELLO[:11] + world.plane.clock.now.hex().encode()[:1] * 32 + HELLO[43:])
+        world.resolve()
+    assert list(world.plane.connections.lines) == ["a.example"]
+    world.plane.clock.advance(0.2)
+    assert world.resolve() == 1
+    # Who gets in has the next one ask at once.
+    streams = [backend.accept()]
+    world.plane.clock.advance(0.1)
+    assert world.resolve() == 1
+    assert world.resolve() == 1
+    assert world.resolve() == 0
+    for _ in range(5):
+        streams.append(backend.accept())
+        for _ in range(8):
+            world.resolve()
+            world.plane.clock.advance(0.06)
+    assert len(streams) == 6
+
+
+def test_whose_owner_hangs_waits_for_a_moment(world: World) -> None:
+    client = world.client(HELLO)
+    (question,) = world.take()
+    world.say(question.number, hanging(7))
+    assert list(world.plane.connections.lines) == ["a.example"]
+    world.plane.clock.advance(0.1)
+    (question,) = world.take()
+    world.say(question.number, hanging(7)._replace(outcome=Outcome.REFUSED))
+    assert world.plane.read(client, 7) == alert(80)
+    assert "event=owner_hangs host=a.example uid=7" in world.plane.log
+
+
+def test_time_is_up(world: World) -> None:
+    client = world.client(HELLO)
+    world.plane.clock.advance(PATIENCE + 0.2)
+    assert world.plane.read(client, 7) == alert(80)
+    assert "end=refused:no_answer" in world.plane.log

@@ -1,0 +1,55 @@
+"""The resolvers as the first process has them: real ones, asked by the test."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.process.resolvers import Resolvers
+from sniproxy.resolver.answer import Answer, Outcome, Question, answered, ask
+from sniproxy.resolver.hosts import Hosts
+from tests.processes import forbid, in_child
+
+
+@pytest.fixture
+def hosts(tmp_path: pathlib.Path) -> Iterator[Hosts]:
+    before = os.open(".", os.O_PATH)
+    os.chdir(tmp_path)
+    made = Hosts()
+    yield made
+    made.close()
+    os.fchdir(before)
+    os.close(before)
+
+
+def said(resolvers: Resolvers, worker: int, host: str) -> Answer:
+    desk = resolvers.desk(worker)
+    desk.questions.send(ask(Question(7, worker, 0, host)))
+    number, found = answered(desk.answers.recv(512))
+    assert number == 7
+    return found
+
+
+def test_each_worker_has_its_own_answers(hosts: Hosts) -> None:
+    def work() -> None:
+        resolvers = Resolvers(hosts, 2)
+        assert resolvers.start()
+        for worker in (1, 0):
+            found = said(resolvers, worker, "a.example")
+            assert (found.outcome, found.reason) == (Outcome.REFUSED, "no_such_host")
+        assert resolvers.desk(0).trouble() == ""
+        resolvers.end()
+
+    in_child(work)
+
+
+def test_no_process_at_all(hosts: Hosts) -> None:
+    def work() -> None:
+        resolvers = Resolvers(hosts, 1)
+        forbid("clone", 11)
+        assert not resolvers.start()
+        assert resolvers.desk(0).trouble() == f"no_resolver {os.strerror(11)}"
+        resolvers.end()
+
+    in_child(work)

@@ -1,0 +1,120 @@
+"""A resolver process, in the test's own."""
+
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sniproxy.process.board import FOREVER, Bar, Board
+from sniproxy.process.resolving import GO, MINUTE, OWNER, TOO_MUCH, Resolver
+from sniproxy.resolver.answer import Answer, Outcome, Question, answered, ask
+from sniproxy.resolver.hosts import Hosts
+
+
+class World:
+    def __init__(self) -> None:
+        self.hosts = Hosts()
+        self.board = Board()
+        self.place = self.board.place(0)
+        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.questions, theirs = socket.socketpair(*kind)
+        self.answers, back = socket.socketpair(*kind)
+        self.warden, self.its = socket.socketpair(*kind)
+        self.sockets = [self.questions, theirs, self.answers, back, self.warden, self.its]
+        self.resolver = Resolver(self.hosts, self.board, self.place, theirs, [back], self.its)
+
+    def run(self, *hosts: str) -> list[tuple[int, Answer]]:
+        """Ask, and answer all; give what was answered."""
+        for number, host in enumerate(hosts):
+            self.questions.send(ask(Question(number, 0, 0, host)))
+        self.questions.shutdown(socket.SHUT_WR)
+        self.warden.send(GO)
+        self.resolver.run()
+        self.answers.setblocking(False)
+        said = []
+        while True:
+            try:
+                message, rights, _, _ = socket.recv_fds(self.answers, 512, 1)
+            except BlockingIOError:
+                return said
+            for fd in rights:
+                os.close(fd)
+            said.append(answered(message))
+            assert bool(rights) == (said[-1][1].outcome == Outcome.REACHED)
+
+
+@pytest.fixture
+def world(tmp_path: pathlib.Path) -> Iterator[World]:
+    before = os.open(".", os.O_PATH)
+    os.chdir(tmp_path)
+    made = World()
+    yield made
+    for one in made.sockets:
+        one.close()
+    made.hosts.close()
+    os.fchdir(before)
+    os.close(before)
+
+
+def test_one_question_after_the_other(world: World) -> None:
+    pathlib.Path("a.example").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("a.example/tls-socket")
+        listening.listen()
+        said = world.run("a.example", "b.example")
+    assert [(number, answer.outcome) for number, answer in said] == [(0, 0), (1, 1)]
+    assert not world.place.since
+    assert world.place.question == (0, 1)
+
+
+def test_who_is_not_needed_leaves(world: World) -> None:
+    world.warden.close()
+    world.resolver.run()
+
+
+def test_who_was_given_up_answers_no_more(world: World) -> None:
+    world.place.give_up()
+    assert len(world.run("a.example", "b.example")) == 1
+
+
+def test_for_another_warden_nobody_looks(world: World) -> None:
+    world.board.begin()
+    assert world.run("a.example", "b.example") == [(0, Answer(Outcome.AGAIN, "a.example"))]
+
+
+@pytest.mark.parametrize(("slow", "reason"), [(0, "owner_hangs"), (1, "owner_slow")])
+def test_who_is_barred(world: World, slow: int, reason: str) -> None:
+    pathlib.Path("a.example").mkdir()
+    mine = os.geteuid()
+    world.board.bar({mine: Bar(mine, time.monotonic_ns() - MINUTE, FOREVER, slow)})
+    ((_, said),) = world.run("a.example")
+    assert (said.outcome, said.reason, said.owner) == (Outcome.REFUSED, reason, mine)
+
+
+def test_who_has_just_been_barred_may_be_waited_for(world: World) -> None:
+    pathlib.Path("a.example").mkdir()
+    world.board.bar({os.geteuid(): Bar(os.geteuid(), time.monotonic_ns(), FOREVER)})
+    ((_, said),) = world.run("a.example")
+    assert said.outcome == Outcome.MAY_PASS
+
+
+def test_who_is_slow_is_told_of(world: World) -> None:
+    """More than a second too much, in all; but not who is trusted."""
+    world.warden.setblocking(False)
+    for owner, told in ((os.geteuid(), False), (54_001, True)):
+        world.place.enter(owner)
+        for _ in range(3):
+            world.resolver._account(TOO_MUCH * 2 // 5)
+            if told:
+                break
+        if told:
+            world.resolver._account(TOO_MUCH * 2 // 5)
+            with pytest.raises(BlockingIOError):
+                world.warden.recv(9)
+            world.resolver._account(TOO_MUCH * 2 // 5)
+            assert world.warden.recv(9) == OWNER.pack(owner)
+        with pytest.raises(BlockingIOError):
+            world.warden.recv(9)
