@@ -921,3 +921,23 @@ def test_work_is_bounded(
     assert max(map(len, lines)) < 8 * 1024
     stopped = [line for line in lines if f"more than {MOST_STEPS} names" in line]
     assert len(stopped) > MOST_LINKS
+
+
+@pytest.mark.parametrize(
+    ("mode", "better"),
+    [(0o1777, "1773"), (0o1775, "1771"), (0o1773, ""), (0o1771, ""), (0o755, "")],
+)
+def test_a_hosts_directory_that_any_user_could_hold(
+    hosts: pathlib.Path, capsys: pytest.CaptureFixture[str], mode: int, better: str
+) -> None:
+    """So could they a host's, which matters where hosts are others'."""
+    hosts.chmod(mode)
+    for name, rights in (("open.example", 0o755), ("closed.example", 0o711)):
+        (hosts / name).mkdir()
+        (hosts / name).chmod(rights)
+    main(["--json", str(hosts)])
+    out, err = capsys.readouterr()
+    assert (f"chmod {better}" in err) == bool(better)
+    assert ("warning" in err) == bool(better)
+    notes = {one["name"]: "chmod o-r" in str(one["notes"]) for one in json.loads(out)}
+    assert notes == {"closed.example": False, "open.example": bool(mode & 0o022)}

@@ -60,6 +60,9 @@ _FILES = (naming.SEND_PROXY_V2, naming.SEND_PROXY_V1, naming.ACME_SOCKET, naming
 
 _ABSOLUTE = "{} is an absolute link: it leads elsewhere inside a chroot, use {}"
 
+_OPEN = stat.S_IROTH | stat.S_IXOTH
+"""The right of others to read a directory and to enter it: both together let them hold its lock."""
+
 CANNOT_TELL = 2
 """Exit status where it is not known whether all is well, a usage error among others."""
 
@@ -128,6 +131,10 @@ class Check:
                     "is not a directory: a host is a directory with a tls-socket"
                 )
                 return
+            if hosts.shared and way.error is None and way.mode & _OPEN == _OPEN:
+                finding.notes.append(
+                    "any user can have look-ups in it wait, by reading it: chmod o-r"
+                )
             if way.error is None:
                 self._examine_precedence(finding, way, hosts)
         with self._ground.follow(f"{finding.name}/{naming.SOCKET}") as way:
@@ -328,6 +335,16 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
+def _warn_of_readers(mode: int) -> None:
+    """Warn of a hosts directory that others may add to and everybody may read."""
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and mode & stat.S_IROTH:
+        better = 0o1773 if mode & stat.S_IWOTH else 0o1771
+        complain(
+            "sniproxy-check: warning: any user can have all look-ups wait, by reading this "
+            f"directory: chmod {better:o}"
+        )
+
+
 def _unit_root(unit: Mapping[str, str]) -> str | None:
     """Give the root directory of a unit, if the working directory lies in it."""
     root = unit.get("RootDirectory", "")
@@ -379,6 +396,7 @@ def main(arguments: Sequence[str]) -> int:
         root = None if options.root is None else os.path.realpath(options.root)
         os.chdir(options.directory)
         names = sorted(os.listdir("."))  # before we are that user, who need not be able to
+        _warn_of_readers(os.stat(".").st_mode)
         unit = service_settings()
         root_of_unit = _unit_root(unit)
         if root is None:
