@@ -119,9 +119,7 @@ def test_who_has_no_cpu_is_not_asleep(watched: Watched, monkeypatch: pytest.Monk
     assert not watched.hung
 
 
-def test_what_no_signal_ends_is_told_once(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_no_signal_ends_is_told(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the host that is looked up. (Python goes on sleeping after a signal.)"""
     monkeypatch.setattr(watchdog, "HANGS", 0.1)
 

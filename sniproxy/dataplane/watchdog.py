@@ -37,6 +37,9 @@ AGAIN = 0.002
 HANGS = 2.0
 """Seconds of signals in one step after which nothing wakes it."""
 
+REMINDER = 30.0
+"""Seconds until that is told again."""
+
 SIGNAL = signal.SIGURG
 """Without effect, also on a program that is run next in this process."""
 
@@ -75,7 +78,7 @@ class Watchdog:
     """Watches the loop of ``poller``, which runs in the thread that makes this.
 
     ``slept`` is called in the loop, with whom it has slept for; ``hangs`` in the watchdog's own
-    thread, with a step that does not end.
+    thread, with a step that does not end, every ``REMINDER`` as long as it does not.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class Watchdog:
 
     def _wake(self, step: Step) -> None:
         """Wake the loop, whatever it sleeps in, until it comes to its next turn."""
-        asleep, hangs, since = True, False, time.monotonic()
+        asleep, hangs, tell_at = True, False, time.monotonic() + HANGS
         while not self._over:
             if asleep:
                 signal.pthread_kill(self._loop, SIGNAL)
@@ -154,8 +157,8 @@ class Watchdog:
             now = self._step()
             if now is not None and step.asleep(now, seconds):
                 step, asleep = now, True
-                if not hangs and time.monotonic() - since > HANGS:
-                    hangs = True
+                if time.monotonic() > tell_at:
+                    hangs, tell_at = True, time.monotonic() + REMINDER
                     self._hangs(step)
                 continue
             if asleep and not hangs and not step.host and step.watcher is not None:
@@ -163,7 +166,7 @@ class Watchdog:
                 os.eventfd_write(self._event, 1)
             if now is None or now.turn != step.turn:
                 return
-            step, asleep, hangs, since = now, False, False, time.monotonic()
+            step, asleep, hangs, tell_at = now, False, False, time.monotonic() + HANGS
 
     def _tell(self) -> None:
         os.eventfd_read(self._event)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from socket import socket
 
+from sniproxy.dataplane.barred import BARRED
 from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.poller import Poller
@@ -126,6 +127,8 @@ class Supervisor:
         """Why it is stopping, as long as workers are still to be told."""
         self._of_a_worker: Channel | None = None
         self._renewal = renewal
+        self._barred: dict[str, float] = {}
+        """Hosts whose owners are refused, and since when."""
         self._strays = False
         """Whether there may be processes whose number memory failed for when they were forked."""
         # From here on signals wait for ``run``.
@@ -206,6 +209,8 @@ class Supervisor:
             return None
         if worker.pid:
             theirs.close()
+            for host in self._barred:
+                worker.tell(BAR, host=host)
             return None
         self.number = number
         try:
@@ -343,6 +348,10 @@ class Supervisor:
                 other.tell(LOOK)
 
     def _have_others_bar(self, worker: Worker, host: str) -> None:
+        """Have the others refuse the owner of a host, and those that are started meanwhile."""
+        now = time.monotonic()
+        self._barred[host] = now
+        self._barred = {one: at for one, at in self._barred.items() if now - at < BARRED}
         for other in self._workers.values():
             if other is not worker:
                 other.tell(BAR, host=host)

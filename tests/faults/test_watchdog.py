@@ -1,5 +1,6 @@
 """What has a process sleep: a read that closes a socket which lingers, as kernels before 6.16 let
-it be passed to us. (A filter says of this one that it can't refuse it, as those do.)"""
+it be passed to us (a filter says of this one that it can't refuse it, as those do); and the look-up
+in a directory that its owner holds."""
 
 import array
 import contextlib
@@ -12,10 +13,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sniproxy.resolver.hosts import SO_PASSRIGHTS
-from tests.end_to_end.harness import Backend, Proxy, read_all, read_exactly
-from tests.faults.harness import HELLO, SERVED, ask, eventually
+from tests.end_to_end.conftest import tmp_path
+from tests.end_to_end.harness import Backend, Proxy, children, read_all, read_exactly, state
+from tests.faults.harness import HELLO, HOST, SERVED, ask, eventually
+from tests.faults.harness import Backend as Serving
+from tests.faults.test_hanging_lookups import Hold, Relayed, hold, host_of
+from tests.faults.test_intruders import open_to_all
 from tests.hello import hello
 from tests.processes import forbid
+
+__all__ = ["hold", "tmp_path"]  # a folder that nobody else walks through
 
 HOSTILE = "evil.example"
 HOSTILE_HELLO = hello(HOSTILE)
@@ -107,3 +114,54 @@ def test_a_read_that_sleeps(
             client.recv(1)
         client.close()
     ask(proxy)
+
+
+@pytest.fixture
+def unaided(start: Start, serve: Callable[..., Serving]) -> Proxy:
+    """A proxy that users can put hosts into, and that looks them up itself."""
+    proxy = start(SNIPROXY_ISOLATE="0", SNIPROXY_LOG="connections")
+    open_to_all(proxy.hosts, 0o1777)
+    serve(proxy.directory(HOST))
+    ask(proxy)
+    return proxy
+
+
+def waits(proxy: Proxy) -> socket.socket:
+    client = proxy.connect()
+    client.sendall(HOSTILE_HELLO)
+    return client
+
+
+@pytest.mark.parametrize("workers", ["2"], indirect=True)
+@pytest.mark.parametrize("released", [True, False])
+def test_a_worker_that_hangs_is_replaced(
+    unaided: Proxy, backend_of: Callable[..., Backend], hold: Hold, released: bool
+) -> None:
+    """The others let the owner wait no more than once; and when the directory is let go of, what
+    the worker serves goes on."""
+    backend = backend_of(unaided.directory("relayed.example"))
+    relayed = [Relayed(unaided, backend, "relayed.example") for _ in range(10)]
+    before = children(unaided.process.pid)
+    holder = hold(OWNER, host_of(unaided, OWNER, HOSTILE))
+    held = waits(unaided)
+    eventually(lambda: "event=worker_hangs" in unaided.log, lambda: unaided.log)
+    assert f" host={unaided.directory(HOSTILE).name} at=Hosts.connect" in unaided.log
+    eventually(lambda: len(children(unaided.process.pid)) == 3, "it is not replaced")
+    (hanging,) = (pid for pid in before if state(pid) == "D")
+    for _ in range(20):
+        ask(unaided)
+        assert refused(unaided)
+    if released:
+        holder.release()
+        assert read_all(held) != b""  # an alert: nobody listens there
+        eventually(lambda: state(hanging) == "S", "it does not come back")
+        for one in relayed:
+            one.goes_on()
+        for _ in range(20):
+            ask(unaided)
+    for one in relayed:
+        one.close()
+    held.close()
+    # In the end nobody waits for one that not even SIGKILL ends.
+    unaided.process.terminate()
+    eventually(lambda: unaided.process.poll() is not None, "it does not end")
