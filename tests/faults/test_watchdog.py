@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import os
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -14,7 +15,14 @@ import pytest
 
 from sniproxy.resolver.hosts import SO_PASSRIGHTS
 from tests.end_to_end.conftest import tmp_path
-from tests.end_to_end.harness import Backend, Proxy, children, read_all, read_exactly, state
+from tests.end_to_end.harness import (
+    Backend,
+    Proxy,
+    children,
+    read_all,
+    read_exactly,
+    state,
+)
 from tests.faults.harness import HELLO, HOST, SERVED, ask, eventually
 from tests.faults.harness import Backend as Serving
 from tests.faults.test_hanging_lookups import Hold, Relayed, hold, host_of
@@ -68,6 +76,18 @@ def pass_on(stream: socket.socket, fds: list[int]) -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def stopped(proxy: Proxy) -> Iterator[None]:
+    """Have nobody read meanwhile."""
+    pids = children(proxy.process.pid) or [proxy.process.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: all(state(pid) == "T" for pid in pids), "it does not stop")
+    yield
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
 def refused(proxy: Proxy) -> bool:
     with proxy.connect() as client:
         client.sendall(HOSTILE_HELLO)
@@ -97,11 +117,12 @@ def test_a_read_that_sleeps(
         client.sendall(HOSTILE_HELLO)
         streams.append(backend.accept())
         read_exactly(streams[-1], len(HOSTILE_HELLO))
-    for stream in streams:
-        for count in messages:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                pass_on(stream, [lingering() for _ in range(count)])
-        ask(proxy)
+    passed = [[[lingering() for _ in range(count)] for count in messages] for _ in streams]
+    with stopped(proxy):
+        for stream, batches in zip(streams, passed, strict=True):
+            for fds in batches:
+                pass_on(stream, fds)
+    ask(proxy)
     eventually(lambda: f"event=read_slept host={HOSTILE}" in proxy.log, lambda: proxy.log)
     eventually(lambda: all(refused(proxy) for _ in range(20)), "the owner is served")
     for client, stream in zip(hostile, streams, strict=True):
