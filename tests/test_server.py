@@ -179,6 +179,18 @@ def test_refusals_are_reported_at_the_end(
     assert reports[-1] == ("exit", {"accepted": 1})
 
 
+def test_only_a_connection_is_ended_for_a_sleep(
+    server: Server, tell: Tell, tmp_path: pathlib.Path
+) -> None:
+    """Not the listener, nor what waits for the service manager."""
+    (listener,) = server._listeners
+    server._slept(listener)
+    assert listener.open
+    server.poller.timers.later(0, lambda: server.stop("enough"))
+    run(server, tell)
+    assert "read_slept" not in (tmp_path / "log").read_text()
+
+
 def test_what_fails_in_the_loop_is_a_line_and_no_end(
     server: Server, tell: Tell, reports: Reports, tmp_path: pathlib.Path
 ) -> None:

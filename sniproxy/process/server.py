@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.asking import Asking, Desk
 from sniproxy.dataplane.connections import Connections, Report
-from sniproxy.dataplane.farewell import part
+from sniproxy.dataplane.farewell import Farewell, part
 from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.listener import Listener
 from sniproxy.dataplane.poller import Poller, Watcher
@@ -267,6 +268,8 @@ class Server:
 
     def _slept(self, watcher: Watcher) -> None:
         """End a connection whose read has slept, and refuse whose backend passes such things."""
+        if not isinstance(watcher, (Arrival, End, Farewell)):
+            return  # the service manager was waited for, say
         directory = ""
         if isinstance(watcher, End) and hasattr(watcher, "peer"):
             directory = getattr(watcher.client(), "host", "")
