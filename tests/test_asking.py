@@ -87,6 +87,41 @@ def test_an_answer_with_its_socket(world: World) -> None:
         backend.close()
 
 
+def test_a_reserve_gives_way_to_what_its_own_answer_brings(world: World) -> None:
+    """With no descriptor left, the socket takes its number; whose answer comes first is another's
+    matter."""
+    askers = [Asker(), Asker(), Asker()]
+    reserves = [socket.socket(), None, socket.socket()]
+    numbers = [
+        world.asking.ask(asker, "a.example", 0, reserve)
+        for asker, reserve in zip(askers, reserves, strict=True)
+    ]
+    one, other = socket.socketpair()
+    with one, other:
+        world.reply(numbers[1], FOUND, one)
+        first, _, last = reserves
+        assert first is not None
+        assert last is not None
+        place = first.fileno()
+        assert place >= 0
+        taken = []
+        with contextlib.suppress(OSError):
+            while (fd := os.dup(0)) < place:  # so that the next one is that number
+                taken.append(fd)
+            taken.append(fd)
+        world.reply(numbers[0], FOUND, one)
+        (backend,) = askers[0].backends
+        assert backend.fileno() == place
+        assert first.fileno() == -1
+        assert last.fileno() >= 0
+        world.asking.forget(numbers[2])
+        assert last.fileno() == -1
+        for fd in taken:
+            os.close(fd)
+        for asker in askers[:2]:
+            asker.backends.pop().close()
+
+
 @pytest.mark.parametrize("forget", [True, False])
 def test_a_late_answer_is_closed_with_what_it_brings(world: World, forget: bool) -> None:
     asker = Asker()

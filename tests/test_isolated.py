@@ -12,6 +12,7 @@ from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.isolated import IsolatedAnnouncedArrival, IsolatedArrival, arrival_kind
 from sniproxy.resolver.answer import Answer, Outcome, Question, answer, asked
 from sniproxy.resolver.reach import hanging, reach
+from tests.end_to_end.harness import reset
 from tests.hello import hello
 from tests.plane import Plane, alert
 
@@ -134,6 +135,29 @@ def test_no_descriptor_for_the_backend(world: World) -> None:
     assert backend.accept().recv(999) == HELLO
     world.plane.clock.advance(0.1)
     assert not world.plane.connections.lines
+
+
+def test_a_descriptor_at_anothers_cost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is held until the answer comes that needs it; who goes before gives it back."""
+    backend = world.plane.backend("a.example")
+    shares = world.plane.connections.shares
+    made: list[socket.socket] = []
+
+    def give(*_: object) -> socket.socket:
+        made.append(socket.socket(socket.AF_UNIX))
+        return made[-1]
+
+    monkeypatch.setattr(shares, "backend", give)
+    clients = [world.client(HELLO) for _ in range(2)]
+    for question in world.take():
+        world.say(question.number, Answer(Outcome.REACHED, "a.example"))
+    assert [one.fileno() >= 0 for one in made] == [True, True]
+    reset(clients[1])
+    world.plane.turn(3)
+    assert [one.fileno() >= 0 for one in made] == [True, False]
+    assert world.resolve() == 2
+    assert backend.accept().recv(999) == HELLO
+    assert made[0].fileno() == -1
 
 
 def test_in_a_line_one_asks_for_all(world: World) -> None:

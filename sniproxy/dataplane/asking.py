@@ -14,6 +14,7 @@ from socket import (
     CMSG_LEN,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
+    MSG_PEEK,
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SocketType,
@@ -81,6 +82,8 @@ class Asking:
         self._numbers = itertools.count(os.getpid() << 32)
         self._under_way: dict[int, Asker] = {}
         self._unsent: dict[int, tuple[Asker, bytes]] = {}
+        self._reserves: dict[int, SocketType] = {}
+        """Descriptors that are held so that there is one for what an answer brings."""
         self._oldest = 0
         self._troubled = 0
         self.owners: dict[str, int] = {}
@@ -88,10 +91,15 @@ class Asking:
         self._sweep = Sweep(later, LOOK, self._look)
         poller.attend(desk.answers.fileno(), self._receive)
 
-    def ask(self, asker: Asker, host: str, validates: int) -> int:
-        """Ask for the backend of a host; give the number by which to ``forget`` it."""
+    def ask(
+        self, asker: Asker, host: str, validates: int, reserve: SocketType | None = None
+    ) -> int:
+        """Ask for the backend of a host; give the number by which to ``forget`` it. A ``reserve``
+        is closed for the socket that the answer brings, right before that is taken."""
         self._sweep.wake()
         number = next(self._numbers)
+        if reserve is not None:
+            self._reserves[number] = reserve
         message = ask(Question(number, self._desk.worker, validates, host))
         if self._unsent or not self._sent(number, asker, message):
             self._unsent[number] = asker, message
@@ -107,6 +115,12 @@ class Asking:
         """Wait no more for an answer."""
         self._under_way.pop(number, None)
         self._unsent.pop(number, None)
+        self._give_way(number)
+
+    def _give_way(self, number: int) -> None:
+        reserve = self._reserves.pop(number, None)
+        if reserve is not None:
+            reserve.close()
 
     def _sent(self, number: int, asker: Asker, message: bytes) -> bool:
         if len(self._under_way) >= UNDER_WAY:
@@ -130,6 +144,9 @@ class Asking:
         there, and what comes late is an event of its own."""
         while True:
             try:
+                if self._reserves:
+                    message = self._desk.answers.recv(LONGEST, MSG_DONTWAIT | MSG_PEEK)
+                    self._give_way(answered(message)[0])
                 message, rights, _, _ = self._desk.answers.recvmsg(LONGEST, _RIGHTS, _FLAGS)
             except BlockingIOError:
                 return

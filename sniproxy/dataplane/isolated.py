@@ -13,6 +13,7 @@ from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.contender import AnnouncedContender, Contender
+from sniproxy.dataplane.shares import Spare
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.parser.proxy_header import SocketAddress
@@ -60,6 +61,12 @@ class IsolatedArrival(Arrival):
         """Whether the hello came before, once that was looked at: it may be read twice."""
         self._repeats = 0
         """How often nobody has looked, though asked."""
+        self._reserve: SocketType | None = None
+        """A descriptor for its backend, at another's cost."""
+        self._reserved = False
+        """Whether it has had one."""
+        self._spare: Spare | None = None
+        """Says whether the backend that is found is entitled to a reserve that was held back."""
 
     def _nameless_entry(self) -> str | None:
         return ""  # the answer says it
@@ -79,7 +86,10 @@ class IsolatedArrival(Arrival):
         self._entry = line.partition("/")[0]
         if self._place is None and line in connections.lines:  # not before those who wait
             self._line = self._place = line
-            return line
+            if self._may_wait():
+                return line
+            self.turn_away()
+            return None
         if self._repeated and connections.loops.full(directory_name(self._entry)):
             self._line = line
             self._place = self._go_round(directory_name(self._entry), received)
@@ -97,7 +107,20 @@ class IsolatedArrival(Arrival):
         asking = self._connections.asking
         if asking is not None:  # else it would be of another kind
             validates = UNSURE if self._unsure else int(self._validates)
-            self._question = asking.ask(self, self.host, validates)
+            reserve, self._reserve = self._reserve, None
+            self._question = asking.ask(self, self.host, validates, reserve)
+
+    def _get_reserve(self) -> bool:
+        """Get a descriptor for the backend at another's cost; else it is over, or is to wait for
+        one."""
+        reserve, self._backend = self._contend(), None
+        self._reserve, self._reserved = reserve, reserve is not None
+        if isinstance(reserve, Spare):
+            self._spare = reserve
+        return reserve is not None
+
+    def _may_wait(self) -> bool:
+        return super()._may_wait() and self._spare is None
 
     def owner(self) -> int:
         return self._owner
@@ -105,7 +128,8 @@ class IsolatedArrival(Arrival):
     def attempt(self) -> str | None:
         def again() -> None:
             if self._received is not None:  # else it is over
-                self._place = self._connect(self._received) or self._place
+                place = self._connect(self._received)
+                self._place = self._place if place is None else place
 
         if self._question is None:
             self._connections.poller.guard(self, again)
@@ -145,7 +169,7 @@ class IsolatedArrival(Arrival):
             asking.note(directory_name(self._entry), said.owner)
 
     def may_wait(self) -> bool:
-        return self._may_wait()
+        return super()._may_wait()
 
     def unanswered(self, reason: str) -> None:
         place, self._question = self._place, None
@@ -155,12 +179,16 @@ class IsolatedArrival(Arrival):
     def _reached(self, said: Answer, backend: SocketType | None) -> None:
         connections = self._connections
         if backend is None:  # the kernel had no descriptor for it here
-            if connections.evict_oldest():
-                self._ask()
-            elif self._may_wait():
-                self._wait_in(FOR_A_DESCRIPTOR)
-            else:
+            if self._reserved:  # others of this machine have taken it
                 self.turn_away()
+            elif self._get_reserve():
+                self._ask()
+            elif self._received is not None:
+                self._wait_in(FOR_A_DESCRIPTOR)
+            return
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.entitled(backend):
+            self.turn_away()
             return
         received = self._received or b""
         directory = directory_name(self._entry)
@@ -227,8 +255,14 @@ class IsolatedArrival(Arrival):
         if self._question is not None and asking is not None:
             asking.forget(self._question)
             self._question = None
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
         self._leave()
         super()._let_go()
+        if self._spare is not None:
+            self._spare = None
+            self._connections.shares.restore()
 
 
 class IsolatedAnnouncedArrival(IsolatedArrival, AnnouncedArrival):
@@ -240,9 +274,15 @@ class IsolatedContender(IsolatedArrival, Contender):
 
     def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
         shares = self._connections.shares
-        if self.lent:
+        if self.lent and not self._reserved:
             lacking = shares.lacking()
             self.lent = shares.restore() >= lacking > 0
+            if self.lent:
+                received = self._keep(received)
+                if not self._get_reserve():
+                    self._place = FOR_A_DESCRIPTOR if self._received else None
+                    return self._place
+                self.lent = self._spare is not None
         return super()._connect(received)
 
 

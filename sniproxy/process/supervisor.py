@@ -349,8 +349,7 @@ class Supervisor:
 
     def _have_others_bar(self, worker: Worker, host: str) -> None:
         """Have the others refuse the owner of a host, and those that are started meanwhile."""
-        now = time.monotonic()
-        self._barred[host] = now
+        now = self._barred[host] = time.monotonic()
         self._barred = {one: at for one, at in self._barred.items() if now - at < BARRED}
         for other in self._workers.values():
             if other is not worker:

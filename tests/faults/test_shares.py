@@ -141,10 +141,12 @@ class Honest:
         )
 
 
+@pytest.mark.parametrize("isolate", ["0", "1"])
 def test_one_client_and_fifty_honest_ones(
-    unharmed: Start, flood: Callable[..., Flood], full: bool, workers: str
+    unharmed: Start, flood: Callable[..., Flood], full: bool, workers: str, isolate: str
 ) -> None:
-    proxy = unharmed(preexec=few)
+    """Also where other processes find the backends, and pass their sockets."""
+    proxy = unharmed(preexec=few, SNIPROXY_ISOLATE=isolate)
     count = 100_000 if full else 8_000
     attack = flood(proxy, count)
     honest = Honest(proxy)
