@@ -11,6 +11,7 @@ at, its frames say; and that it sleeps there, that they stay the same.
 """
 
 import _thread
+import contextlib
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from sniproxy.dataplane.poller import Poller, Watcher
+from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.resolver.hosts import Hosts
 
 LOOK = 0.1
@@ -114,12 +116,14 @@ class Watchdog:
     def _run(self, rest: select.poll) -> None:
         # They are the loop's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while not self._over:
-            try:
-                rest.poll()
-                self._look_on()
-            except Exception:  # for want of memory
-                time.sleep(LOOK)
+        # Where the clocks that it needs are refused (by libfaketime, say), it is over.
+        with contextlib.suppress(OSError):
+            while not self._over:
+                try:
+                    rest.poll()
+                    self._look_on()
+                except NO_MEMORY:
+                    time.sleep(LOOK)
 
     def _look_on(self) -> None:
         """Look at the loop as long as it is at work."""
