@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sniproxy.parser import proxy_header
 from sniproxy.parser.alert import Refusal
 from sniproxy.parser.proxy_header import (
     MAX_VERSION_2,
@@ -293,6 +294,28 @@ def test_checksums() -> None:
     assert outcome(short) == outcome(long) == "bad_proxy_header"
     twice = with_checksum(0x21, 0x11, IPV4, tlv(3, bytes(4)))
     assert outcome(twice) == "bad_proxy_header"
+
+
+def test_one_checksum_is_calculated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More could all be right, and 16 KiB of them would take seconds."""
+    header = with_checksum(0x21, 0x11, IPV4, tlv(3, bytes(4)))
+    calculated = []
+    monkeypatch.setattr(
+        proxy_header, "crc32c", lambda data: calculated.append(data) or crc32c(data)
+    )
+    assert outcome(header) == "bad_proxy_header"
+    assert len(calculated) == 1
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 500])
+def test_what_was_accepted_is_not_too_long_when_it_goes_on(more: int) -> None:
+    """By our host name; then the last TLVs stay behind, each as a whole."""
+    own = len(version_2(FROM, TO, "a.example"))
+    room = MAX_VERSION_2 - own - 2 * 3 - 500
+    tlvs = tlv(0xEA, bytes(room)) + tlv(0xEB, bytes(500 + more))
+    header = decode(version_2(FROM, TO, "a.example", tlvs))
+    assert isinstance(header, Header)
+    assert header.tlvs == (tlvs if more <= 0 else tlv(0xEA, bytes(room)))
 
 
 def test_tlvs_and_unix_addresses_are_written() -> None:

@@ -3,7 +3,7 @@
 import copy
 import os
 
-from sniproxy.dataplane.tally import LEAD, MOMENTS, Tally
+from sniproxy.dataplane.tally import LEAD, MOMENTS, MOST_BEHIND, Tally
 
 
 def workers(count: int) -> list[Tally]:
@@ -32,6 +32,27 @@ def test_not_for_ever() -> None:
     assert [one.ahead() for _ in range(MOMENTS + 3)] == [True] * MOMENTS + [False] * 3
     other.count(1)
     assert one.ahead()
+
+
+def test_who_takes_nothing_hides_nobody() -> None:
+    """One hangs; of the others, who is ahead still waits for who is not."""
+    one, other, _ = workers(3)
+    one.count(LEAD)
+    while one.ahead():
+        pass
+    other.count(1)
+    one.count(LEAD + 1)
+    assert one.ahead()
+
+
+def test_what_was_missed_is_not_owed_for_ever() -> None:
+    one, other = workers(2)
+    one.count(100_000)
+    other.count(1)
+    for taken in range(2, MOST_BEHIND - LEAD + 3):
+        assert one.ahead()
+        other.count(taken)
+    assert not one.ahead()
 
 
 def test_who_comes_later_begins_as_the_busiest() -> None:

@@ -3,7 +3,8 @@
 The kernel's row of sleeping workers shares them evenly while they come one by one. In a burst the
 scheduler decides, and goes on deciding in favour of the same ones: whoever has a CPU takes what
 there is. So one who is ahead lets the others have a go first, for a moment: that costs a burst a
-millisecond, and who does not come in time (hung, stopped, without a descriptor) no more than a few.
+millisecond, and each who does not come in time (hung, stopped, without a descriptor) no more than a
+few. Who has not come for long is not owed all that: it is to have its share of what comes.
 """
 
 import mmap
@@ -17,6 +18,9 @@ MOMENT = 0.001
 MOMENTS = 4
 """How often one waits for a worker that takes nothing."""
 
+MOST_BEHIND = 8 * LEAD
+"""Connections that a worker is behind the first at most; what it has missed beyond is forgotten."""
+
 
 class Tally:
     """The counts of ``workers`` processes, in memory that all of them share if it is made before
@@ -25,24 +29,29 @@ class Tally:
     def __init__(self, workers: int) -> None:
         self._counts = memoryview(mmap.mmap(-1, 8 * workers)).cast("Q")
         self._number = self._before = 0
-        self._last = self._moments = 0
+        self._seen = [0] * workers
+        self._moments = [0] * workers
 
     def join(self, number: int) -> None:
-        """Be worker ``number``. One who comes later begins as who has taken the most: it is to have
-        its share of what comes, not of what was."""
+        """Be worker ``number``. One who comes later begins as who has taken the most."""
         self._number = number
         self._before = self._counts[number] = max(self._counts)
 
     def count(self, accepted: int) -> None:
         """Say how many this worker has taken since it has joined."""
+        missed = max(self._counts) - MOST_BEHIND - self._before - accepted
+        if missed > 0:
+            self._before += missed
         self._counts[self._number] = self._before + accepted
 
     def ahead(self) -> bool:
         """Say whether the others are to have a moment for themselves."""
-        last = min(self._counts)
-        if self._counts[self._number] < last + LEAD:
-            return False
-        if last != self._last:
-            self._last, self._moments = last, 0
-        self._moments += 1
-        return self._moments <= MOMENTS
+        least = self._counts[self._number] - LEAD
+        ahead = False
+        for number, count in enumerate(self._counts):
+            if count != self._seen[number]:
+                self._seen[number], self._moments[number] = count, 0
+            if count <= least and self._moments[number] < MOMENTS:
+                self._moments[number] += 1
+                ahead = True
+        return ahead

@@ -179,6 +179,7 @@ def _passed_on(header: bytes, position: int) -> bytes:
     """Read the TLVs of a whole header, which begin at ``position`` (section 2.2.1 and later); give
     those that go on to who is behind us."""
     passed = []
+    checked = False
     while position < len(header):
         value = position + _TLV.size
         if value > len(header):
@@ -190,6 +191,10 @@ def _passed_on(header: bytes, position: int) -> bytes:
         if kind in _PASSED_ON:
             passed.append(header[position:end])
         elif kind == _PP2_TYPE_CRC32C:
+            # One is all that anybody needs, and each is as long as the header to calculate.
+            if checked:
+                raise _bad()
+            checked = True
             # "The checksum [...] is calculated over the whole header with the field's value 0".
             without = header[:value] + bytes(size) + header[end:]
             if header[value:end] != crc32c(without).to_bytes(4, "big"):
@@ -254,8 +259,20 @@ def version_2(
         command, family, block = _PROXY if tlvs else _LOCAL, _UNSPECIFIED, b""
     if host:
         block += _TLV.pack(_PP2_TYPE_AUTHORITY, len(host)) + host.encode("ascii")
-    block += tlvs
+    block += _fitting(tlvs, MAX_VERSION_2 - _FIXED.size - len(block))
     return _FIXED.pack(_SIGNATURE, command, family, len(block)) + block
+
+
+def _fitting(tlvs: bytes, room: int) -> bytes:
+    """Give as many of the TLVs, from the first on, as a header has room for: what we have accepted
+    is longer by our host name, and the next of us is to accept it too."""
+    end = 0
+    while end < len(tlvs) and len(tlvs) > room:
+        size = _TLV.size + _TLV.unpack_from(tlvs, end)[1]
+        if end + size > room:
+            return tlvs[:end]
+        end += size
+    return tlvs
 
 
 def _endpoints(
