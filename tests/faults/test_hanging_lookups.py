@@ -102,7 +102,13 @@ class Relayed:
         assert read_exactly(self._stream, len(wire)) == wire
 
     def goes_on(self) -> None:
+        self.asks()
+        self.is_answered()
+
+    def asks(self) -> None:
         self._client.sendall(b"to the backend")
+
+    def is_answered(self) -> None:
         assert read_exactly(self._stream, 14) == b"to the backend"
         self._stream.sendall(b"to the client")
         assert read_exactly(self._client, 13) == b"to the client"

@@ -165,6 +165,9 @@ def test_a_worker_that_hangs_is_replaced(
     before = children(unaided.process.pid)
     holder = hold(OWNER, host_of(unaided, OWNER, HOSTILE))
     held = waits(unaided)
+    eventually(lambda: any(state(pid) == "D" for pid in before), "it does not hang")
+    for one in relayed:  # those that it serves wait for it now
+        one.asks()
     eventually(lambda: "event=worker_hangs" in unaided.log, lambda: unaided.log)
     assert f" host={unaided.directory(HOSTILE).name} at=Hosts.connect" in unaided.log
     eventually(lambda: len(children(unaided.process.pid)) == 3, "it is not replaced")
@@ -177,6 +180,7 @@ def test_a_worker_that_hangs_is_replaced(
         assert read_all(held) != b""  # an alert: nobody listens there
         eventually(lambda: state(hanging) == "S", "it does not come back")
         for one in relayed:
+            one.is_answered()
             one.goes_on()
         for _ in range(20):
             ask(unaided)
