@@ -19,6 +19,7 @@ from sniproxy.dataplane.shares import Shares, Undecided
 from sniproxy.dataplane.sweep import Countdown, Sweep
 from sniproxy.dataplane.timers import Later
 from sniproxy.dataplane.waiting import Lines
+from sniproxy.dataplane.wary import WaryRelay
 from sniproxy.log.log import Log
 from sniproxy.resolver.hosts import Hosts
 
@@ -95,7 +96,8 @@ class Connections:
         self.log = log
         self.clock = clock
         self.later = later
-        self.relay = Relay(poller, functools.partial(part, self), clock, later, workers)
+        kind = Relay if hosts.refuses_descriptors else WaryRelay
+        self.relay = kind(poller, functools.partial(part, self), clock, later, workers)
         self.totals = Totals()
         self.undecided: Countdown[Undecided] = Countdown(
             PATIENCE, lambda one: poller.guard(one, one.expire)

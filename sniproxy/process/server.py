@@ -22,6 +22,7 @@ from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import Carried
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.dataplane.tally import Tally
+from sniproxy.dataplane.wary import WaryRelay
 from sniproxy.dataplane.watchdog import Step, Watchdog
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
@@ -98,6 +99,8 @@ class Server:
             for one in listening
         ]
         self._watchdog = Watchdog(self.poller, self._slept, self._hangs)
+        if isinstance(self._connections.relay, WaryRelay):
+            self._connections.relay.passed = self._passed
         log.on_backlog = Sweep(later, FLUSH, log.flush).wake
         log.on_repeats = Sweep(later, PERIOD, log.report_repeats).wake
 
@@ -271,10 +274,23 @@ class Server:
         if not isinstance(watcher, (Arrival, End, Farewell)):
             return  # the service manager was waited for, say
         directory = ""
-        if isinstance(watcher, End) and hasattr(watcher, "peer"):
+        if isinstance(watcher, End):
+            if not hasattr(watcher, "peer"):
+                return  # it is over already: see ``_passed``
             directory = getattr(watcher.client(), "host", "")
         self._log.warning("read_slept", host=directory or "unknown")
         self.poller.guard(watcher, watcher.abandon)
+        self._refuse(directory)
+
+    def _passed(self, client: End) -> None:
+        """Refuse whose backend has passed descriptors. Its connection is over."""
+        directory = getattr(client, "host", "")
+        if directory and self._connections.barred.holds(directory):
+            return  # one of those that end for it
+        self._log.warning("descriptors_passed", host=directory or "unknown")
+        self._refuse(directory)
+
+    def _refuse(self, directory: str) -> None:
         if directory:
             self.bar(directory)
             if self._supervised:

@@ -96,7 +96,7 @@ class Hosts:
             self.close()
             raise NoHostsDirectory(errno.ENOENT, "it has been deleted")
         self._elsewhere = False
-        self._refuse_descriptors = can_refuse_descriptors()
+        self.refuses_descriptors = can_refuse_descriptors()
         self.shared = bool(status.st_mode & _BY_OTHERS)
         """Whether others than its owner could make hosts in it at the start."""
         self.entering: Callable[[int], object] = lambda _owner: None
@@ -120,7 +120,7 @@ class Hosts:
         Raises OSError: BlockingIOError where the backend's accept queue is full (then nothing
         ever tells that it has room again), anything else to be sorted by ``refusal``.
         """
-        if self._refuse_descriptors:
+        if self.refuses_descriptors:
             backend.setsockopt(SOL_SOCKET, SO_PASSRIGHTS, 0)
         path = f"{directory}/{socket_name}"
         if self._elsewhere:

@@ -123,7 +123,7 @@ def test_a_read_that_sleeps(
             for fds in batches:
                 pass_on(stream, fds)
     ask(proxy)
-    eventually(lambda: f"event=read_slept host={HOSTILE}" in proxy.log, lambda: proxy.log)
+    eventually(lambda: f"event=descriptors_passed host={HOSTILE}" in proxy.log, lambda: proxy.log)
     eventually(lambda: all(refused(proxy) for _ in range(20)), "the owner is served")
     for client, stream in zip(hostile, streams, strict=True):
         assert read_all(client).strip(b"x") == b""
@@ -135,6 +135,42 @@ def test_a_read_that_sleeps(
             client.recv(1)
         client.close()
     ask(proxy)
+
+
+def test_descriptors_whose_close_does_not_last(
+    unharmed: Start, backend_of: Callable[..., Backend]
+) -> None:
+    """It is not the sleep that tells: many short ones would be as long. By any that comes along the
+    owner's connections end, and he is refused, by every worker."""
+    proxy = unharmed(preexec=an_older_kernel)
+    directory = proxy.directory(HOSTILE)
+    os.chown(directory, OWNER, -1)
+    backend = backend_of(directory)
+    with proxy.connect() as honest, proxy.connect() as client, proxy.connect() as idle:
+        streams = []
+        for one in (client, idle):
+            one.sendall(HOSTILE_HELLO)
+            streams.append(backend.accept())
+            read_exactly(streams[-1], len(HOSTILE_HELLO))
+        honest.sendall(HELLO)
+        assert read_exactly(honest, len(SERVED)) == SERVED
+        read, write = os.pipe()
+        pass_on(streams[0], [write])
+        assert read_all(client) == b""
+        # All of the owner's end.
+        assert read_all(idle) == b""
+        # Nobody has the pipe's other end any more.
+        assert os.read(read, 1) == b""
+        os.close(read)
+        eventually(
+            lambda: f"event=descriptors_passed host={directory.name}" in proxy.log,
+            lambda: proxy.log,
+        )
+        eventually(lambda: all(refused(proxy) for _ in range(20)), "the owner is served")
+        honest.sendall(b"?")
+        assert read_exactly(honest, 1) == b"?"
+    for stream in streams:
+        stream.close()
 
 
 @pytest.fixture
