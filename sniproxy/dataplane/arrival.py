@@ -38,6 +38,8 @@ from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, directory_name
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 
+Received = bytes | bytearray | memoryview
+
 
 class Arrival:
     """A client whose connection has no backend yet.
@@ -232,14 +234,12 @@ class Arrival:
     def _awaits_validation(self, host: str) -> bool:
         return self._connections.hosts.awaits_validation(host)
 
-    def _read_whole(self, host: str, received: bytes | bytearray | memoryview) -> bool:
+    def _read_whole(self, host: str, received: Received) -> bool:
         """Read on, though the host is known: what follows its name matters."""
         self.host, self._parser, self._received = host, WholeHelloParser(), None
         return self._take(bytes(received))
 
-    def _decide(
-        self, host: str, entry: str, validates: bool, received: bytes | bytearray | memoryview
-    ) -> None:
+    def _decide(self, host: str, entry: str, validates: bool, received: Received) -> None:
         """Go on with a host name, and the entry that is to serve it."""
         self.host, self._entry, self._validates = host, entry, validates
         self._settle()
@@ -265,7 +265,7 @@ class Arrival:
 
     # The backend.
 
-    def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
+    def _connect(self, received: Received) -> str | None:
         """Try to reach the backend; name the line to wait in, or None where that is over, one way
         or the other. ``received`` is every byte that the client has sent, kept where it fails."""
         connections = self._connections
@@ -317,10 +317,10 @@ class Arrival:
                     return line
                 self._not_reached(refused, error)
                 return None
-            self._forward(backend, hosts.proxy_version(directory), received)
+            self._forward(backend, directory, hosts.proxy_version(directory), received)
             return None
 
-    def _go_round(self, directory: str, received: bytes | bytearray | memoryview) -> str | None:
+    def _go_round(self, directory: str, received: Received) -> str | None:
         """Wait in its line where a host leads back to us, or be refused."""
         loops, log = self._connections.loops, self._connections.log
         if self._may_wait() and not loops.found(directory):
@@ -331,7 +331,7 @@ class Arrival:
         self.refuse(Refusal(Alert.INTERNAL_ERROR, "loop"))
         return None
 
-    def _keep(self, received: bytes | bytearray | memoryview) -> bytearray:
+    def _keep(self, received: Received) -> bytearray:
         """Keep what the client has sent, out of the shared buffer."""
         if self._received is None or self._received is not received:
             self._received = bytearray(received)
@@ -393,7 +393,7 @@ class Arrival:
         self.refuse(refused, linger=not isinstance(self._backend, Spare))
 
     def _forward(
-        self, backend: SocketType, version: int, received: bytes | bytearray | memoryview
+        self, backend: SocketType, directory: str, version: int, received: Received
     ) -> None:
         """Send the backend the PROXY header it wants (0: none) and what came so far; relay."""
         connections = self._connections
@@ -417,9 +417,9 @@ class Arrival:
         )
         self._received = self._backend = None
         end.moved = moved
-        end.host = intern(directory_name(self._entry))
+        end.host = intern(directory)
         if self._repeated:
-            connections.loops.note(directory_name(self._entry), end)
+            connections.loops.note(directory, end)
         if gone:
             end.sever()
         elif unsent is not None:

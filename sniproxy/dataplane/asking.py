@@ -5,6 +5,7 @@ and the rest is kept here; each is dropped when whoever asks has gone, and an an
 waits for any more is closed with the socket that it brings.
 """
 
+import functools
 import itertools
 import os
 import struct
@@ -162,12 +163,9 @@ class Asking:
             if self._unsent:
                 self._send_more()
             if asker is not None:
-                self._answer(asker, said, backend)
+                self._poller.guard(asker, functools.partial(asker.answered, said, backend))
             if not self._under_way:
                 return
-
-    def _answer(self, asker: Asker, said: Answer, backend: SocketType | None) -> None:
-        self._poller.guard(asker, lambda: asker.answered(said, backend))
 
     def _look(self) -> bool:
         """See who waits in vain; say whether anybody waits."""
@@ -189,8 +187,5 @@ class Asking:
                 self.forget(number)
                 reason, _, error = (trouble or "no_answer").partition(" ")
                 self._log.warning(reason, **({"error": error} if error else {}))
-                self._end(asker, reason)
+                self._poller.guard(asker, functools.partial(asker.unanswered, reason))
         return bool(self._under_way or self._unsent)
-
-    def _end(self, asker: Asker, reason: str) -> None:
-        self._poller.guard(asker, lambda: asker.unanswered(reason))

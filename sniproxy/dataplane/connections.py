@@ -122,8 +122,7 @@ class Connections:
         process looks up nothing."""
         if self.asking is None:
             return self.hosts.account(directory)
-        owner = self.asking.owners.get(directory, 0)
-        return directory if self.hosts.trusts(owner) else owner
+        return self.hosts.account_of(directory, self.asking.owners.get(directory, 0))
 
     def fault(self, error: Exception) -> None:
         """Log an exception that nobody expected; what caused it has been ended."""

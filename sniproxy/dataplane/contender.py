@@ -27,16 +27,20 @@ class Contender(Arrival):
         super().begin()
 
     def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
-        if self.lent and self._backend is None:
+        if self._backend is None and self._still_lent():
+            received = self._keep(received)
+            if self._contend() is None:
+                return FOR_A_DESCRIPTOR if self._received else None
+            self.lent = isinstance(self._backend, Spare)
+        return super()._connect(received)
+
+    def _still_lent(self) -> bool:
+        """Say whether it is still here on what was lent, when all that is free was taken back."""
+        if self.lent:
             shares = self._connections.shares
             lacking = shares.lacking()
             self.lent = shares.restore() >= lacking > 0
-            if self.lent:
-                received = self._keep(received)
-                if self._contend() is None:
-                    return FOR_A_DESCRIPTOR if self._received else None
-                self.lent = isinstance(self._backend, Spare)
-        return super()._connect(received)
+        return self.lent
 
     def refuse(self, refused: Refusal, *, linger: bool = True) -> None:
         super().refuse(refused, linger=linger and not self.lent)

@@ -204,7 +204,7 @@ class IsolatedArrival(Arrival):
             return
         place = self._place
         self._leave()
-        self._forward(backend, said.version, received)
+        self._forward(backend, directory, said.version, received)
         self._next(place)
 
     def _refused(self, said: Answer) -> None:
@@ -273,16 +273,12 @@ class IsolatedContender(IsolatedArrival, Contender):
     """A client on a descriptor that was lent."""
 
     def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
-        shares = self._connections.shares
-        if self.lent and not self._reserved:
-            lacking = shares.lacking()
-            self.lent = shares.restore() >= lacking > 0
-            if self.lent:
-                received = self._keep(received)
-                if not self._get_reserve():
-                    self._place = FOR_A_DESCRIPTOR if self._received else None
-                    return self._place
-                self.lent = self._spare is not None
+        if not self._reserved and self._still_lent():
+            received = self._keep(received)
+            if not self._get_reserve():
+                self._place = FOR_A_DESCRIPTOR if self._received else None
+                return self._place
+            self.lent = self._spare is not None
         return super()._connect(received)
 
 

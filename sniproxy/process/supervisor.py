@@ -209,8 +209,9 @@ class Supervisor:
             return None
         if worker.pid:
             theirs.close()
-            for host in self._barred:
-                worker.tell(BAR, host=host)
+            for host, since in self._barred.items():
+                if time.monotonic() - since < BARRED:
+                    worker.tell(BAR, host=host)
             return None
         self.number = number
         try:
@@ -349,8 +350,9 @@ class Supervisor:
 
     def _have_others_bar(self, worker: Worker, host: str) -> None:
         """Have the others refuse the owner of a host, and those that are started meanwhile."""
-        now = self._barred[host] = time.monotonic()
-        self._barred = {one: at for one, at in self._barred.items() if now - at < BARRED}
+        now = time.monotonic()
+        self._barred = {one: at for one, at in self._barred.items() if now < at + BARRED}
+        self._barred[host] = now
         for other in self._workers.values():
             if other is not worker:
                 other.tell(BAR, host=host)
@@ -358,11 +360,10 @@ class Supervisor:
     def _replace(self, worker: Worker, host: str, at: str) -> None:
         """Start another in place of one that hangs, which becomes one more if it ever comes back;
         and let no other look up what this one does."""
-        number = worker.number
+        number, count = worker.number, len(self._pauses)
         self._log.error("worker_hangs", worker=number, pid=worker.pid, host=host or "none", at=at)
         if host:
             self._have_others_bar(worker, host)
-        count = len(self._pauses)
         if number < count and len(self._workers) < 2 * count:
             worker.number = max(count - 1, *self._workers) + 1
             self._workers[worker.number] = self._workers.pop(number)
@@ -481,8 +482,7 @@ class Supervisor:
             self._kill_one(worker)
 
     def _kill_one(self, worker: Worker) -> None:
-        """End a worker, and wait no more for one that not even that ends (uninterruptible sleep,
-        in the look-up of what somebody holds)."""
+        """End a worker, and wait no more for one that not even that ends: it may sleep for good."""
         os.kill(worker.pid, signal.SIGKILL)
         self._later(UNDYING, functools.partial(self._let_go, worker))
 

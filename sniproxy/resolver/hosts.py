@@ -180,7 +180,10 @@ class Hosts:
         """Say on whose account a host goes, where something is limited: its owner's (uid), who
         could make any number of hosts, or its own, where that is root or the owner of the hosts
         directory."""
-        owner = self.owner(directory)
+        return self.account_of(directory, self.owner(directory))
+
+    def account_of(self, directory: str, owner: int) -> str | int:
+        """The same of a host whose owner is known."""
         return directory if self.trusts(owner) else owner
 
     def trusts(self, owner: int) -> bool:
