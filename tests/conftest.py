@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from sniproxy.resolver.hosts import Hosts
 from tests.plane import Plane
 
 NOT_APPLICABLE = "not applicable: "
@@ -58,14 +59,27 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture
-def plane(tmp_path: pathlib.Path) -> Iterator[Plane]:
-    """Have a data plane of the test's own, in a hosts directory that is entered for it."""
+def hosts_directory(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Enter a hosts directory, and leave it at the end."""
     before = os.open(".", os.O_PATH)
     (tmp_path / "hosts").mkdir()
     os.chdir(tmp_path / "hosts")
-    made = Plane(tmp_path)
-    yield made
-    made.close()
+    yield tmp_path / "hosts"
     os.fchdir(before)
     os.close(before)
+
+
+@pytest.fixture
+def hosts(hosts_directory: pathlib.Path) -> Iterator[Hosts]:
+    made = Hosts()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def plane(hosts_directory: pathlib.Path) -> Iterator[Plane]:
+    """Have a data plane of the test's own, in a hosts directory that is entered for it."""
+    made = Plane(hosts_directory.parent)
+    yield made
+    made.close()
     assert not made.faults

@@ -22,19 +22,6 @@ from tests.processes import forbid, in_child
 
 
 @pytest.fixture
-def hosts(tmp_path: pathlib.Path) -> Iterator[Hosts]:
-    """Enter a hosts directory, and leave it at the end."""
-    before = os.open(".", os.O_PATH)
-    (tmp_path / "hosts").mkdir()
-    os.chdir(tmp_path / "hosts")
-    made = Hosts()
-    yield made
-    made.close()
-    os.fchdir(before)
-    os.close(before)
-
-
-@pytest.fixture
 def backends() -> Iterator[list[Backend]]:
     made: list[Backend] = []
     yield made

@@ -4,26 +4,12 @@ shown by tests/end_to_end/test_isolation.py."""
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
-
-import pytest
 
 from sniproxy.parser.alert import Alert
 from sniproxy.resolver.answer import UNSURE, Answer, Outcome
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import Barred, fault, hanging, reach
 from tests.end_to_end.harness import Backend
-
-
-@pytest.fixture
-def hosts(tmp_path: pathlib.Path) -> Iterator[Hosts]:
-    before = os.open(".", os.O_PATH)
-    os.chdir(tmp_path)
-    made = Hosts()
-    yield made
-    made.close()
-    os.fchdir(before)
-    os.close(before)
 
 
 def listen(directory: str, name: str = "tls-socket") -> socket.socket:

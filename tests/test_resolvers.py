@@ -1,26 +1,11 @@
 """The resolvers as the first process has them: real ones, asked by the test."""
 
 import os
-import pathlib
-from collections.abc import Iterator
-
-import pytest
 
 from sniproxy.process.resolvers import Resolvers
 from sniproxy.resolver.answer import Answer, Outcome, Question, answered, ask
 from sniproxy.resolver.hosts import Hosts
 from tests.processes import forbid, in_child
-
-
-@pytest.fixture
-def hosts(tmp_path: pathlib.Path) -> Iterator[Hosts]:
-    before = os.open(".", os.O_PATH)
-    os.chdir(tmp_path)
-    made = Hosts()
-    yield made
-    made.close()
-    os.fchdir(before)
-    os.close(before)
 
 
 def said(resolvers: Resolvers, worker: int, host: str) -> Answer:

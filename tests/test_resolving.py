@@ -15,8 +15,8 @@ from sniproxy.resolver.hosts import Hosts
 
 
 class World:
-    def __init__(self) -> None:
-        self.hosts = Hosts()
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts = hosts
         self.board = Board()
         self.place = self.board.place(0)
         kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -47,16 +47,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: pathlib.Path) -> Iterator[World]:
-    before = os.open(".", os.O_PATH)
-    os.chdir(tmp_path)
-    made = World()
+def world(hosts: Hosts) -> Iterator[World]:
+    made = World(hosts)
     yield made
     for one in made.sockets:
         one.close()
-    made.hosts.close()
-    os.fchdir(before)
-    os.close(before)
 
 
 def test_one_question_after_the_other(world: World) -> None:

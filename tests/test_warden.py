@@ -1,7 +1,6 @@
 """What the warden decides; tests/faults/test_hanging_lookups.py has it keep real processes."""
 
 import os
-import pathlib
 import socket
 import time
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ STRANGER = 54_001
 class World:
     """A warden whose resolver at work is a process that only waits to be ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Hosts) -> None:
         pair = lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # noqa: E731
-        self.hosts = Hosts()
+        self.hosts = hosts
         self.board = Board()
         self.answers, answers = pair()
         self.bell, bell = pair()
@@ -60,16 +59,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: pathlib.Path) -> Iterator[World]:
-    before = os.open(".", os.O_PATH)
-    os.chdir(tmp_path)
-    made = World()
+def world(hosts: Hosts) -> Iterator[World]:
+    made = World(hosts)
     yield made
     for one in made.sockets:
         one.close()
-    made.hosts.close()
-    os.fchdir(before)
-    os.close(before)
 
 
 def test_one_that_hangs_is_given_up(world: World) -> None:
