@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.dataplane.asking import PATIENCE_IN_TROUBLE, UNDER_WAY, Asking, Desk
-from sniproxy.resolver.answer import Answer, Outcome, Question, answer, asked
+from sniproxy.dataplane.asking import PATIENCE_IN_TROUBLE, UNDER_WAY, Asking
+from sniproxy.resolver.answer import Answer, Outcome, Question, answer
+from tests.desk import Counter
 from tests.plane import Plane
 
 
@@ -31,29 +32,13 @@ class Asker:
         self.end = reason
 
 
-class World:
+class World(Counter):
     def __init__(self, plane: Plane) -> None:
+        super().__init__(3, lambda: self.trouble)
         self.plane = plane
         self.trouble = ""
-        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mine, self.questions = socket.socketpair(*kind)
-        answers, self.answers = socket.socketpair(*kind)
-        bell, self.bell = socket.socketpair(*kind)
-        self.sockets = [mine, self.questions, answers, self.answers, bell, self.bell]
-        for one in self.sockets:
-            one.setblocking(False)
-        desk = Desk(3, mine, answers, bell, lambda: self.trouble)
         log = plane.connections.log
-        self.asking = Asking(desk, plane.poller, log, plane.clock.later)
-
-    def take(self) -> list[Question]:
-        """Take what has been asked."""
-        taken = []
-        while True:
-            try:
-                taken.append(asked(self.questions.recv(512)))
-            except BlockingIOError:
-                return taken
+        self.asking = Asking(self.desk, plane.poller, log, plane.clock.later)
 
     def reply(self, number: int, said: Answer, *files: socket.socket) -> None:
         socket.send_fds(self.answers, [answer(number, said)], [one.fileno() for one in files])

@@ -7,11 +7,12 @@ import pytest
 
 from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
-from sniproxy.dataplane.asking import Asking, Desk
+from sniproxy.dataplane.asking import Asking
 from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.isolated import IsolatedAnnouncedArrival, IsolatedArrival, arrival_kind
-from sniproxy.resolver.answer import Answer, Outcome, Question, answer, asked
+from sniproxy.resolver.answer import Answer, Outcome, answer
 from sniproxy.resolver.reach import hanging, reach
+from tests.desk import Counter
 from tests.end_to_end.harness import reset
 from tests.hello import hello
 from tests.plane import Plane, alert
@@ -19,32 +20,17 @@ from tests.plane import Plane, alert
 HELLO = hello("a.example")
 
 
-class World:
+class World(Counter):
     def __init__(self, plane: Plane) -> None:
+        super().__init__(0)
         self.plane = plane
-        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mine, self.questions = socket.socketpair(*kind)
-        answers, self.answers = socket.socketpair(*kind)
-        bell, self.bell = socket.socketpair(*kind)
-        self.sockets = [mine, self.questions, answers, self.answers, bell, self.bell]
-        for one in self.sockets:
-            one.setblocking(False)
         connections = plane.connections
-        desk = Desk(0, mine, answers, bell, str)
-        connections.asking = Asking(desk, plane.poller, connections.log, plane.clock.later)
+        connections.asking = Asking(self.desk, plane.poller, connections.log, plane.clock.later)
 
     def client(self, *first: bytes) -> socket.socket:
         client = self.plane.client(*first, kind=IsolatedArrival)
         self.plane.turn()
         return client
-
-    def take(self) -> list[Question]:
-        taken = []
-        while True:
-            try:
-                taken.append(asked(self.questions.recv(512)))
-            except BlockingIOError:
-                return taken
 
     def resolve(self) -> int:
         """Look up all that was asked, as a resolver does; say how much that was."""

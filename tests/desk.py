@@ -1,0 +1,31 @@
+"""A desk to ask at, whose other side the test takes."""
+
+import socket
+from collections.abc import Callable
+
+from sniproxy.dataplane.asking import Desk
+from sniproxy.resolver.answer import Question, asked
+
+
+class Counter:
+    """What resolver processes and their warden have of it: sockets for questions, for answers, and
+    the bell."""
+
+    def __init__(self, worker: int, trouble: Callable[[], str] = str) -> None:
+        kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mine, self.questions = socket.socketpair(*kind)
+        answers, self.answers = socket.socketpair(*kind)
+        bell, self.bell = socket.socketpair(*kind)
+        self.sockets = [mine, self.questions, answers, self.answers, bell, self.bell]
+        for one in self.sockets:
+            one.setblocking(False)
+        self.desk = Desk(worker, mine, answers, bell, trouble)
+
+    def take(self) -> list[Question]:
+        """Take what has been asked."""
+        taken = []
+        while True:
+            try:
+                taken.append(asked(self.questions.recv(512)))
+            except BlockingIOError:
+                return taken
