@@ -70,6 +70,22 @@ def test_kinds_where_look_ups_are_isolated(world: World) -> None:
     assert arrival_kind(connections, announced=True) is IsolatedAnnouncedArrival
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_comes_before_the_answer_reaches_the_backend(world: World, ends: bool) -> None:
+    backend = world.plane.backend("a.example")
+    client = world.client(HELLO)
+    client.sendall(b"meanwhile")
+    if ends:
+        client.shutdown(socket.SHUT_WR)
+    world.plane.turn()  # this event is the arrival's, and none follows
+    assert world.resolve() == 1
+    stream = backend.accept()
+    assert world.plane.read(stream, len(HELLO) + 9) == HELLO + b"meanwhile"
+    if ends:
+        world.plane.turn()
+        assert stream.recv(1) == b""
+
+
 def test_served(world: World) -> None:
     backend = world.plane.backend("a.example")
     client = world.client(HELLO)

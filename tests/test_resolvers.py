@@ -3,14 +3,14 @@
 import os
 
 from sniproxy.process.resolvers import Resolvers
-from sniproxy.resolver.answer import Answer, Outcome, Question, answered, ask
+from sniproxy.resolver.answer import Answer, Outcome, answered, ask
 from sniproxy.resolver.hosts import Hosts
 from tests.processes import forbid, in_child
 
 
 def said(resolvers: Resolvers, worker: int, host: str) -> Answer:
     desk = resolvers.desk(worker)
-    desk.questions.send(ask(Question(7, worker, 0, host)))
+    desk.questions.send(ask(7, worker, 0, host))
     number, found = answered(desk.answers.recv(512))
     assert number == 7
     return found

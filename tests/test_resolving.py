@@ -10,7 +10,7 @@ import pytest
 
 from sniproxy.process.board import FOREVER, Bar, Board
 from sniproxy.process.resolving import GO, MINUTE, OWNER, TOO_MUCH, Resolver
-from sniproxy.resolver.answer import Answer, Outcome, Question, answered, ask
+from sniproxy.resolver.answer import Answer, Outcome, answered, ask
 from sniproxy.resolver.hosts import Hosts
 
 
@@ -29,7 +29,7 @@ class World:
     def run(self, *hosts: str) -> list[tuple[int, Answer]]:
         """Ask, and answer all; give what was answered."""
         for number, host in enumerate(hosts):
-            self.questions.send(ask(Question(number, 0, 0, host)))
+            self.questions.send(ask(number, 0, 0, host))
         self.questions.shutdown(socket.SHUT_WR)
         self.warden.send(GO)
         self.resolver.run()

@@ -70,6 +70,8 @@ class Arrival:
     announced = False
     """Whether somebody else says who it is; then that is remembered as long as it is here."""
     lent = False
+    _told = True
+    """Whether what has come since it is watched may be unread."""
 
     def __init__(
         self,
@@ -426,7 +428,7 @@ class Arrival:
             end.hold(unsent)
             if self._watched:
                 end.notice()
-        elif self._watched:
+        elif self._watched and self._told:
             # The events up to now were ours, not the relay's.
             end.pump(True)
         self._relayed = None

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
-from sniproxy.resolver.answer import LONGEST, Answer, Question, answered, ask
+from sniproxy.resolver.answer import LONGEST, Answer, answered, ask
 
 UNDER_WAY = 32
 """Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
@@ -101,7 +101,7 @@ class Asking:
         number = next(self._numbers)
         if reserve is not None:
             self._reserves[number] = reserve
-        message = ask(Question(number, self._desk.worker, validates, host))
+        message = ask(number, self._desk.worker, validates, host)
         if self._unsent or not self._sent(number, asker, message):
             self._unsent[number] = asker, message
         return number

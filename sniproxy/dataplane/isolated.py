@@ -16,7 +16,6 @@ from sniproxy.dataplane.contender import AnnouncedContender, Contender
 from sniproxy.dataplane.shares import Spare
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal
-from sniproxy.parser.proxy_header import SocketAddress
 from sniproxy.resolver.answer import UNSURE, Answer, Outcome
 from sniproxy.resolver.naming import ACME_SOCKET, NO_SERVER_NAME, directory_name
 from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW
@@ -41,32 +40,29 @@ def contender_kind(connections: Connections, *, announced: bool) -> type[Contend
 class IsolatedArrival(Arrival):
     """A client whose first bytes are a hello."""
 
-    def __init__(
-        self,
-        connections: Connections,
-        client: SocketType,
-        address: SocketAddress,
-        accepted_at: float,
-    ) -> None:
-        super().__init__(connections, client, address, accepted_at)
-        self._question: int | None = None
-        """The number of the question under way."""
-        self._place: str | None = None
-        """The line that it waits in."""
-        self._owner = -1
-        """Whose the entry is that is to serve it, as far as that was answered."""
-        self._unsure = False
-        """Whether the hello may be one that validates its host, as far as it has come."""
-        self._seen: bool | None = None
-        """Whether the hello came before, once that was looked at: it may be read twice."""
-        self._repeats = 0
-        """How often nobody has looked, though asked."""
-        self._reserve: SocketType | None = None
-        """A descriptor for its backend, at another's cost."""
-        self._reserved = False
-        """Whether it has had one."""
-        self._spare: Spare | None = None
-        """Says whether the backend that is found is entitled to a reserve that was held back."""
+    # The defaults are the class's: most connections change few of them.
+    _question: int | None = None
+    """The number of the question under way."""
+    _place: str | None = None
+    """The line that it waits in."""
+    _owner = -1
+    """Whose the entry is that is to serve it, as far as that was answered."""
+    _unsure = False
+    """Whether the hello may be one that validates its host, as far as it has come."""
+    _seen: bool | None = None
+    """Whether the hello came before, once that was looked at: it may be read twice."""
+    _repeats = 0
+    """How often nobody has looked, though asked."""
+    _reserve: SocketType | None = None
+    """A descriptor for its backend, at another's cost."""
+    _reserved = False
+    """Whether it has had one."""
+    _spare: Spare | None = None
+    """Says whether the backend that is found is entitled to a reserve that was held back."""
+
+    def ready(self, mask: int) -> None:
+        self._told = True
+        super().ready(mask)
 
     def _nameless_entry(self) -> str | None:
         return ""  # the answer says it
@@ -78,12 +74,18 @@ class IsolatedArrival(Arrival):
     def _connect(self, received: bytes | bytearray | memoryview) -> str | None:
         if self._seen is None:
             self._seen = self._repeated
-        self._repeated = self._seen
-        self._watch()
+        else:
+            self._repeated = self._seen
+        if not self._watched:  # all was read: what comes from now on is an event
+            self._told = False
+            self._watch()
         received = self._keep(received)
         connections = self._connections
-        line = self._line or self._expected_line()
-        self._entry = line.partition("/")[0]
+        line = self._line
+        if line:
+            self._entry = line.partition("/")[0]
+        else:
+            line = self._expected_line()
         if self._place is None and line in connections.lines:  # not before those who wait
             self._line = self._place = line
             if self._may_wait():
@@ -100,14 +102,16 @@ class IsolatedArrival(Arrival):
     def _expected_line(self) -> str:
         """Give the line of a host that has an entry of its own. Who is served by another's learns
         it from the answer, and may come in front of those who wait there."""
-        line = self.host or NO_SERVER_NAME
+        line = self._entry = self.host or NO_SERVER_NAME
         return f"{line}/{ACME_SOCKET}" if self._validates else line
 
     def _ask(self) -> None:
         asking = self._connections.asking
         if asking is not None:  # else it would be of another kind
             validates = UNSURE if self._unsure else int(self._validates)
-            reserve, self._reserve = self._reserve, None
+            reserve = self._reserve
+            if reserve is not None:
+                self._reserve = None
             self._question = asking.ask(self, self.host, validates, reserve)
 
     def _get_reserve(self) -> bool:
@@ -159,9 +163,12 @@ class IsolatedArrival(Arrival):
 
     def _note(self, said: Answer) -> None:
         """Note which entry it is, and whose. Of one that hangs nobody knows which."""
-        self._line = said.line or self._expected_line()
-        self._entry = self._line.partition("/")[0]
-        self._owner = said.owner
+        line, self._owner = said.line, said.owner
+        if line != self._entry:  # nearly always it serves itself, by its first socket
+            self._line = line or self._expected_line()
+            self._entry = self._line.partition("/")[0]
+        else:
+            self._line = line
         asking = self._connections.asking
         if asking is not None and (
             self._repeated or self._connections.barred or said.outcome != _REACHED

@@ -54,8 +54,8 @@ class Answer(NamedTuple):
     owner: int = 0
 
 
-def ask(question: Question) -> bytes:
-    number, worker, validates, host = question
+def ask(number: int, worker: int, validates: int, host: str) -> bytes:
+    """Write a ``Question``."""
     return _QUESTION.pack(number, worker, validates) + host.encode("ascii")
 
 
