@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import shlex
+import signal
 import socket
 import struct
 import subprocess
@@ -80,6 +81,59 @@ class Proxy:
             if end:
                 client.shutdown(socket.SHUT_WR)
             return read_all(client)
+
+
+class Running:
+    """A program in the folder's hosts directory, and its log."""
+
+    def __init__(
+        self, folder: pathlib.Path, *words: str | pathlib.Path, **environment: str
+    ) -> None:
+        self.hosts = folder / "hosts"
+        self.log_path = folder / "log"
+        variables = {k: v for k, v in os.environ.items() if not k.startswith(("LISTEN_", "NOTIFY"))}
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self.hosts,
+                env=variables | environment,
+                close_fds=False,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def __enter__(self) -> "Running":
+        wait_until(lambda: "event=start" in self.log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(TIMEOUT) == 0
+        assert "unexpected_error" not in self.log
+
+
+def passed(
+    command: Sequence[str | pathlib.Path],
+    named: Sequence[tuple[str, socket.socket]],
+    at_input: socket.socket | None = None,
+) -> list[str | pathlib.Path]:
+    """Give the command by which a shell passes these, by their names, to another."""
+    sockets = [one for _, one in named]
+    for one in [*sockets, *([at_input] if at_input else [])]:
+        os.set_inheritable(one.fileno(), True)
+    # Each is moved, out of the way of the numbers that they are going to have: no copy is left.
+    moves = [f"{50 + at}<&{one.fileno()}-" for at, one in enumerate(sockets)]
+    if at_input:
+        moves.append(f"<&{at_input.fileno()}-")
+    moves += [f"{3 + at}<&{50 + at}-" for at in range(len(sockets))]
+    names = ":".join(name for name, _ in named)
+    variables = f"LISTEN_PID=$$ LISTEN_FDS={len(sockets)} LISTEN_FDNAMES={names}"
+    script = f'export {variables}; exec "$@" {" ".join(moves)}'
+    return ["/bin/bash", "-c", script, "sh", *command]
 
 
 def children(pid: int) -> list[int]:

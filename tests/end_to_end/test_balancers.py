@@ -1,11 +1,9 @@
 """Sockets for balancers: which they are, and that it stays so."""
 
-import os
 import pathlib
 import select
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,7 +13,9 @@ from tests.end_to_end.harness import (
     TIMEOUT,
     Backend,
     Proxy,
+    Running,
     directory_name,
+    passed,
     read_exactly,
     wait_until,
 )
@@ -26,38 +26,6 @@ FROM, TO = ("192.0.2.1", 40000), ("198.51.100.2", 443)
 V1, V2 = version_1(FROM, TO), version_2(FROM, TO, "")
 Start = Callable[..., Proxy]
 Make = Callable[..., Backend]
-
-
-class Running:
-    """A program in the folder's hosts directory, and its log."""
-
-    def __init__(
-        self, folder: pathlib.Path, *words: str | pathlib.Path, **environment: str
-    ) -> None:
-        self.log_path = folder / "log"
-        variables = {k: v for k, v in os.environ.items() if not k.startswith(("LISTEN_", "NOTIFY"))}
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-                cwd=folder / "hosts",
-                env=variables | environment,
-                close_fds=False,
-            )
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def __enter__(self) -> "Running":
-        wait_until(lambda: "event=start" in self.log)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(TIMEOUT) == 0
-        assert "unexpected_error" not in self.log
 
 
 @pytest.fixture
@@ -134,18 +102,6 @@ def listening() -> Iterator[list[socket.socket]]:
         one.close()
 
 
-def passed(listening: list[socket.socket], command: list[str]) -> list[str]:
-    """Give the command by which a shell passes these, by their names."""
-    moves = " ".join(f"{number}<&{one.fileno()}" for number, one in enumerate(listening, 50))
-    moves += " " + " ".join(f"{3 + at}<&{50 + at} {50 + at}<&-" for at in range(len(listening)))
-    names = ":".join(NAMES)
-    script = (
-        f"export LISTEN_PID=$$ LISTEN_FDS={len(listening)} LISTEN_FDNAMES={names}; "
-        f'exec "$@" {moves}'
-    )
-    return ["/bin/bash", "-c", script, "sh", *command]
-
-
 @pytest.mark.parametrize("anew", [False, True], ids=["started", "renewed"])
 def test_names(
     command: list[str],
@@ -156,9 +112,7 @@ def test_names(
     anew: bool,
 ) -> None:
     """In one process some are for balancers, and others are not; also in the next program."""
-    for one in listening:
-        os.set_inheritable(one.fileno(), True)
-    words = passed(listening, command)
+    words = passed(command, list(zip(NAMES, listening, strict=True)))
     with Running(tmp_path, *words, SNIPROXY_WORKERS=workers) as running:
         if anew:
             running.process.send_signal(signal.SIGUSR2)
@@ -172,9 +126,7 @@ def test_names(
 def test_a_setting_that_is_for_standard_input(
     command: list[str], host: Backend, tmp_path: pathlib.Path, listening: list[socket.socket]
 ) -> None:
-    for one in listening:
-        os.set_inheritable(one.fileno(), True)
-    words = passed(listening, command)
+    words = passed(command, list(zip(NAMES, listening, strict=True)))
     with Running(tmp_path, *words, SNIPROXY_ACCEPT_PROXY="1") as running:
         assert "SNIPROXY_ACCEPT_PROXY=1: is for a socket on standard input" in running.log
         assert not for_balancers(listening[3].getsockname(), host)
