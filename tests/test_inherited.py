@@ -32,7 +32,8 @@ import fcntl, json, os, socket, sys, warnings
 warnings.simplefilter("ignore")
 from sniproxy.process.inherited import NoListeningSocket, listening_sockets
 try:
-    found = [one.socket for one in listening_sockets(os.environ)]
+    listening = listening_sockets(os.environ)
+    found = [one.socket for one in listening]
 except NoListeningSocket as error:
     print(json.dumps(str(error)))
     sys.exit()
@@ -45,6 +46,7 @@ print(json.dumps({
     "still": still,
     "variables": [name for name in os.environ if name.startswith("LISTEN_")],
     "blocking": [one.getblocking() for one in found],
+    "status": [one.status for one in listening],
 }))
 """
 
@@ -118,6 +120,60 @@ def test_standard_input_comes_first(tcp: socket.socket) -> None:
         assert isinstance(found, dict)
         assert found["names"] == [list(tcp.getsockname())]
         assert found["variables"] == []
+
+
+def test_status_sockets_are_told_by_their_name() -> None:
+    with socket.socket() as any_socket:
+        for name in ("status", "sniproxy-status.socket", "status.socket", "status2", "", "proxy"):
+            assert Listening(any_socket, name).status == (name == "status")
+    assert not Listening(any_socket).status
+
+
+def test_status_sockets_beside_standard_input(tcp: socket.socket) -> None:
+    """Of the others, as ever, none is taken: they are nobody's."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as web,
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as other,
+    ):
+        names = "status:web:status"
+        found = look([one, web, other], tcp, LISTEN_PID="PID", LISTEN_FDS="3", LISTEN_FDNAMES=names)
+        assert isinstance(found, dict)
+        taken = [one.getsockname()[:2] for one in (tcp, one, other)]
+        assert [tuple(name[:2]) for name in found["names"]] == taken
+        assert found["status"] == [False, True, True]
+        assert found["inheritable"] == [False] * 3
+        assert found["variables"] == []
+
+
+def test_status_sockets_among_others(tcp: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as second:
+        found = look(
+            [tcp, second], LISTEN_PID="PID", LISTEN_FDS="2", LISTEN_FDNAMES="status:unknown"
+        )
+        assert isinstance(found, dict)
+        assert found["status"] == [True, False]
+        assert found["still"] == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_status_sockets_alone_are_no_start(tcp: socket.socket, count: int) -> None:
+    names = ":".join(["status"] * count)
+    found = look([tcp] * count, LISTEN_PID="PID", LISTEN_FDS=str(count), LISTEN_FDNAMES=names)
+    assert str(found).startswith("standard input is not a listening socket (")
+    assert ", and all that were passed besides are status sockets: start sniproxy" in str(found)
+
+
+def test_a_status_socket_that_is_none_is_told(tcp: socket.socket) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as datagram:
+        told = look([datagram], tcp, LISTEN_PID="PID", LISTEN_FDS="1", LISTEN_FDNAMES="status")
+    assert "descriptor 3 is not a listening socket (a socket, but not of a stream)" in str(told)
+
+
+def test_any_number_is_nothing_beside_standard_input(tcp: socket.socket) -> None:
+    found = look([], tcp, LISTEN_PID="PID", LISTEN_FDS="999999999")
+    assert isinstance(found, dict)
+    assert found["names"] == [list(tcp.getsockname())]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +395,28 @@ def test_standard_descriptors_are_as_they_were(tcp: socket.socket, standard: lis
         assert parcel.socket.recv(10) == b"message"
         (listening,) = listening_sockets(environment)
         assert os.path.samestat(os.fstat(listening.socket.fileno()), inode)
+
+    in_child(work)
+
+
+@pytest.mark.parametrize("standard", [[], [0], [0, 1, 2]])
+def test_status_sockets_are_passed_on(
+    tcp: socket.socket, standard: list[int], tmp_path: pathlib.Path
+) -> None:
+    def work() -> None:
+        for fd in (0, 1, 2):
+            os.dup2(os.open("/dev/null", os.O_RDWR), fd)
+        unix = socket.socket(socket.AF_UNIX)
+        unix.bind(f"{tmp_path}/status")
+        unix.listen()
+        address = tcp.getsockname()
+        environment: dict[str, str] = {}
+        passed = [Listening(tcp.dup()), Listening(unix, "status")]
+        pass_on(environment, passed, standard, [Parcel(a_parcel(), 8)])
+        assert [one.count for one in stored_parcels(environment)] == [8]
+        found = listening_sockets(environment)
+        assert [one.socket.getsockname() for one in found] == [address, f"{tmp_path}/status"]
+        assert [one.status for one in found] == [False, True]
 
     in_child(work)
 

@@ -71,5 +71,5 @@ def test_no_module_is_long_and_the_package_is_small() -> None:
         assert len(lines) <= 500, path
         written += sum(map(bool, lines))
     # 1,000 of them are for isolated look-ups: three kinds of processes, and what they say.
-    # And 60 for kernels that can't refuse descriptors.
-    assert 5000 < written < 9560
+    # And 60 for kernels that can't refuse descriptors, 80 for status sockets that are passed.
+    assert 5000 < written < 9640

@@ -51,6 +51,75 @@ def test_several_sockets_by_listen_fds(tmp_path: pathlib.Path) -> None:
     assert names[2] == f"{tmp_path}/socket"
 
 
+SHOW_NAMES = """
+import json, os, socket
+def address(fd):
+    return socket.socket(fileno=os.dup(fd)).getsockname()
+count = int(os.environ["LISTEN_FDS"])
+assert os.environ["LISTEN_PID"] == str(os.getpid())
+names = os.environ["LISTEN_FDNAMES"].split(":")
+try:
+    at_input = address(0)
+except OSError:
+    at_input = None
+print(json.dumps([at_input, [[name, address(fd)] for fd, name in enumerate(names, 3)]]))
+assert len(names) == count
+"""
+
+
+def show_names(*arguments: str) -> tuple[object, list[list[object]]]:
+    """Give what is at standard input, and what is passed besides, by its names."""
+    done = run(*arguments, "--", sys.executable, "-W", "ignore", "-c", SHOW_NAMES)
+    assert done.returncode == 0, done.stderr
+    at_input, passed = json.loads(done.stdout)
+    return at_input, passed
+
+
+def test_a_status_socket_beside_one_for_clients(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "status")
+    at_input, passed = show_names("--status", f"unix:{path}", f"unix:{tmp_path}/socket")
+    assert at_input == f"{tmp_path}/socket"
+    assert passed == [["status", path]]
+
+
+def test_status_sockets_beside_several(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "status")
+    options = ["--status", f"unix:{path}", "--proxy", "--status", "127.0.0.1:0"]
+    at_input, passed = show_names(*options, f"unix:{tmp_path}/one", f"unix:{tmp_path}/two")
+    assert at_input is None
+    assert passed[:3] == [
+        ["proxy", f"{tmp_path}/one"],
+        ["proxy", f"{tmp_path}/two"],
+        ["status", path],
+    ]
+    assert passed[3][0] == "status"
+    assert len(passed) == 4
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_owner_and_group_may_connect_to_a_status_socket(tmp_path: pathlib.Path, mask: int) -> None:
+    """Whatever the umask is, which the command has as it was."""
+    before = f"import os; os.umask({mask})"
+    status = f"unix:{tmp_path}/status"
+    done = run("--status", status, f"unix:{tmp_path}/socket", "sh", "-c", "umask", before=before)
+    assert int(done.stdout, 8) == mask
+    assert (tmp_path / "status").stat().st_mode & 0o7777 == 0o660
+    assert (tmp_path / "socket").stat().st_mode & 0o7777 == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("address", ["", "unix:", "status", "localhost:9799", "127.0.0.1:65536"])
+def test_a_status_address_that_is_none(address: str) -> None:
+    done = run("--status", address, "127.0.0.1:0", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{address!a}: expected " in done.stderr
+
+
+def test_a_status_address_that_somebody_has(tmp_path: pathlib.Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("--status", f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:0", "true")
+    assert (done.returncode, "somebody else has it" in done.stderr) == (1, True)
+
+
 def test_errors() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -130,6 +199,28 @@ def test_a_socket_file_that_is_there_already(tmp_path: pathlib.Path) -> None:
     (tmp_path / "socket").touch()
     done = run(f"unix:{tmp_path}/socket", "true")
     assert (done.returncode, "remove it if nobody listens there" in done.stderr) == (1, True)
+
+
+def test_the_file_of_a_socket_that_is_dead_makes_way(tmp_path: pathlib.Path) -> None:
+    """And no other: not one that somebody listens on, however full its queue is, or has yet to."""
+    path = tmp_path / "socket"
+    for _ in range(2):
+        assert run(f"unix:{path}", "true").returncode == 0
+    path.unlink()
+    path.symlink_to(tmp_path / "other")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other"))
+    assert run(f"unix:{path}", "true").returncode == 1
+    assert path.is_symlink()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(str(path))
+        live.listen(0)
+        # The first of our own looks takes the only place in its queue.
+        for _ in range(3):
+            done = run(f"unix:{path}", "true")
+            assert (done.returncode, "remove it if nobody listens" in done.stderr) == (1, True)
+            assert path.is_socket()
 
 
 def test_an_ipv6_address_takes_no_ipv4_clients() -> None:

@@ -1,15 +1,16 @@
 """The listening sockets that we were started with.
 
 Standard input first, as systemd's ``StandardInput=socket``, inetd and s6 pass it; else the
-LISTEN_FDS convention of sd_listen_fds(3).
+LISTEN_FDS convention of sd_listen_fds(3). Status sockets come by that alone, beside either.
 """
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import NamedTuple
 
 from sniproxy.process.notify import CANARY
@@ -27,6 +28,7 @@ _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
 _ANNOUNCED = "proxy"
+_STATUS = "status"
 _OF_A_UNIT = ".socket"
 
 
@@ -43,6 +45,12 @@ class Listening(NamedTuple):
         """
         return self.name.startswith(_ANNOUNCED) and not self.name.endswith(_OF_A_UNIT)
 
+    @property
+    def status(self) -> bool:
+        """Whether it is not for clients, but for those who want to see what we do: if it is called
+        "status"."""
+        return self.name == _STATUS
+
 
 class NoListeningSocket(Exception):  # noqa: N818 - what the user is told
     """We were started without a listening socket; the text says how to pass one."""
@@ -51,43 +59,61 @@ class NoListeningSocket(Exception):  # noqa: N818 - what the user is told
 def listening_sockets(
     environment: MutableMapping[str, str], *, announced: bool = False
 ) -> list[Listening]:
-    """Take over the sockets that were passed, at descriptors of our own, close-on-exec. One on
-    standard input, which has no name, gets that of an ``announced`` one if it is to be one.
+    """Take over the sockets that were passed, at descriptors of our own, close-on-exec: at least
+    one for clients. One on standard input, which comes first and has no name, gets that of an
+    ``announced`` one if it is to be one; beside it only status sockets are taken.
 
     Raises ``NoListeningSocket``. The variables of the convention are removed from
     ``environment`` whether used or not: they are not for our children.
     """
+    descriptors, names = _by_convention(environment)
+    refusal = _why_not(STANDARD_INPUT)
+    passed: Iterable[tuple[int, str]]
+    if refusal is None:
+        passed = [one for one in zip(descriptors, names, strict=False) if one[1] == _STATUS]
+    else:
+        passed = zip(descriptors, names or itertools.repeat(_UNNAMED), strict=False)
+    proved = []
+    for fd, name in passed:
+        why_not = _why_not(fd)
+        if why_not is not None:
+            raise NoListeningSocket(
+                f"LISTEN_FDS is {len(descriptors)}, but descriptor {fd} is not a listening socket "
+                f"({why_not}): pass stream sockets only (ListenStream=)"
+            )
+        proved.append((fd, name))
+    if refusal is not None and all(name == _STATUS for _, name in proved):
+        if sys.stdin is None:  # as it was when we were started, whatever has that number now
+            refusal = "it is closed"
+        besides = ", and all that were passed besides are status sockets" if proved else ""
+        raise NoListeningSocket(
+            f"standard input is not a listening socket ({refusal}){besides}: start sniproxy from "
+            "systemd, inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`; manual: man 8 "
+            "sniproxy"
+        )
+    listening = [Listening(_own(fd), name) for fd, name in proved]
+    for fd, _ in proved:
+        os.close(fd)
+    if refusal is None:
+        at_input = Listening(_own(STANDARD_INPUT), _ANNOUNCED if announced else _UNNAMED)
+        listening.insert(0, at_input)
+    return listening
+
+
+def _by_convention(environment: MutableMapping[str, str]) -> tuple[range, list[str]]:
+    """Take what the variables say: which descriptors were passed to us, nobody knows yet whether
+    they are open, and what they are called; no names where there is not one for each."""
     passed = {
         name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
     }
-    refusal = _why_not(STANDARD_INPUT)
-    if refusal is None:
-        return [Listening(_own(STANDARD_INPUT), _ANNOUNCED if announced else _UNNAMED)]
-    if sys.stdin is None:  # as it was when we were started, whatever has that number now
-        refusal = "it is closed"
     count = passed["LISTEN_FDS"]
     if passed["LISTEN_PID"] != str(os.getpid()) or not count.strip("0"):
-        raise NoListeningSocket(
-            f"standard input is not a listening socket ({refusal}): start sniproxy from systemd, "
-            "inetd or s6, or try `sniproxy-listen 127.0.0.1:8443 sniproxy`; manual: man 8 sniproxy"
-        )
+        return range(0), []
     if not count.isdecimal() or len(count) > _LONGEST_COUNT:
         raise NoListeningSocket(f"LISTEN_FDS is {count!r}: expected a number, sd_listen_fds(3)")
     descriptors = range(_FIRST_LISTEN_FD, _FIRST_LISTEN_FD + int(count))
-    for fd in descriptors:
-        refusal = _why_not(fd)
-        if refusal is not None:
-            raise NoListeningSocket(
-                f"LISTEN_FDS is {count}, but descriptor {fd} is not a listening socket "
-                f"({refusal}): pass stream sockets only (ListenStream=)"
-            )
     names = passed["LISTEN_FDNAMES"].split(":")
-    if len(names) != len(descriptors):
-        names = [_UNNAMED] * len(descriptors)
-    listening = [Listening(_own(fd), name) for fd, name in zip(descriptors, names, strict=True)]
-    for fd in descriptors:
-        os.close(fd)
-    return listening
+    return descriptors, names if len(names) == len(descriptors) else []
 
 
 def stored_parcels(environment: MutableMapping[str, str]) -> list[Parcel]:
@@ -122,8 +148,8 @@ def pass_on(
     parcels: Sequence[Parcel],
 ) -> None:
     """Set everything up as at a start, for the program that is run next in this process: the
-    listening sockets at the ``standard`` descriptors or, with their names, behind them, then the
-    parcels. All of them are given up here."""
+    listening sockets, the first at the ``standard`` descriptors, the others with their names behind
+    them, then the parcels. All of them are given up here."""
     passed = [*(one.socket for one in listening), *(one.socket for one in parcels)]
     first_free = _FIRST_LISTEN_FD + len(passed)
     high = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in passed]

@@ -75,20 +75,23 @@ class _Service:
         self._environment = environment
         self._level = wanted.level
         self._parcels = stored_parcels(environment)
-        self._listening = listening_sockets(environment, announced=wanted.accept_proxy)
+        passed = listening_sockets(environment, announced=wanted.accept_proxy)
+        self._listening = [one for one in passed if not one.status]
+        self._status_sockets = [one for one in passed if one.status]
         self._bound_by_us = bound_by_us(environment)
         self._addresses = ",".join(_address(one.socket) for one in self._listening)
         of_balancers = [_address(one.socket) for one in self._listening if one.announced]
         self._announced = {"accept_proxy": ",".join(of_balancers)} if of_balancers else {}
-        sockets = [one.socket for one in self._listening]
+        shown_at = [_address(one.socket) for one in self._status_sockets]
+        self._shown = {"status": ",".join(shown_at)} if shown_at else {}
         # Where standard error is the listening socket (inetd), nothing may be written to it.
-        self._to_syslog = any(same_file(_STANDARD_ERROR, one.fileno()) for one in sockets)
+        self._to_syslog = any(same_file(_STANDARD_ERROR, one.socket.fileno()) for one in passed)
         self._journal = is_journal(_STANDARD_ERROR, environment)
         self._log = self._open_log()
         self._hosts = Hosts()
         self._standard: list[int] = []
-        for one in sockets:
-            self._standard += replace_standard_descriptors(one, self._hosts.fileno())
+        for one in passed:
+            self._standard += replace_standard_descriptors(one.socket, self._hosts.fileno())
         complaints = wanted.complaints
         if wanted.accept_proxy and not all(one.announced for one in self._listening):
             complaints.append(
@@ -131,7 +134,8 @@ class _Service:
         for fd in closed:
             os.close(fd)
         parcels = self._renewal.parcels
-        pass_on(self._environment, self._listening, self._standard, parcels)
+        passed = [*self._listening, *self._status_sockets]
+        pass_on(self._environment, passed, self._standard, parcels)
         if self._bound_by_us:
             self._environment[BOUND_BY] = str(os.getpid())
         program = self._program or []
@@ -163,6 +167,7 @@ class _Service:
             workers=self._count,
             listen=self._addresses,
             **self._announced,
+            **self._shown,
             **self._isolated,
             descriptors=self._limit,
             **adopted,
@@ -186,7 +191,7 @@ class _Service:
     def _stopping(self) -> None:
         """Tell that we accept no more, and give up our copies of the listening sockets."""
         notify("STOPPING=1", self._environment)
-        for one in self._listening:
+        for one in (*self._listening, *self._status_sockets):
             one.socket.close()
 
     # One process.
@@ -259,6 +264,8 @@ class _Service:
     def _work(self, channel: Channel, number: int, tally: Tally) -> None:
         """Serve as one worker, as the supervisor says."""
         log = self._log
+        for one in self._status_sockets:
+            one.socket.close()
 
         def report(event: str, **fields: int | str) -> None:
             try:

@@ -4,6 +4,7 @@ For where no systemd, inetd or s6 does it: a container, a first try.
 """
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -12,6 +13,7 @@ import pwd
 import re
 import signal
 import socket
+import stat
 import sys
 import warnings  # noqa: F401 - os.execvp wants it, when --user may not reach Python's files any more
 from collections.abc import Sequence
@@ -31,7 +33,14 @@ _ADDRESS = re.compile(
 )
 _PORT_DIGITS = 5
 _UNIX = "unix:"
+_STANDARD_INPUT = 0
 _FIRST_LISTEN_FD = 3
+
+_CLIENTS, _BALANCERS, _STATUS = "unknown", "proxy", "status"
+"""What sockets are called by what comes to them, as sniproxy understands it."""
+
+_STATUS_MASK = 0o117
+"""Umask of status sockets: who may connect sees all, so the owner and the group may (0660)."""
 
 BOUND_BY = "SNIPROXY_BOUND_BY"
 """Variable that tells sniproxy, if it has our process id, that nobody else has the sockets."""
@@ -61,12 +70,16 @@ def is_address(word: str) -> bool:
 def listening_socket(address: str, backlog: int) -> socket.socket:
     """Bind and listen. Raises ListenError. Numbers only: a static program resolves no names.
 
-    ``127.0.0.1:8443``, ``[::1]:8443``, ``:443`` or ``*:443`` (IPv6 and IPv4), ``unix:PATH``.
+    ``127.0.0.1:8443``, ``[::1]:8443``, ``:443`` or ``*:443`` (IPv6 and IPv4), ``unix:PATH``. A file
+    at that path makes way if it is a socket on which nobody listens any more.
     """
     if address.startswith(_UNIX):
         path = address.removeprefix(_UNIX)
         if not path:
             raise AddressError(f"{address!a}: expected unix:PATH")
+        if _is_dead(path):
+            with contextlib.suppress(OSError):  # which the bind is going to tell
+                os.unlink(path)
         return _bound(socket.AF_UNIX, path, address, backlog)
     match = _ADDRESS.fullmatch(address)
     if match is None or len(match["port"]) > _PORT_DIGITS or int(match["port"]) > 65535:
@@ -92,6 +105,19 @@ def _has_ipv6() -> bool:
     except OSError as error:
         return error.errno != errno.EAFNOSUPPORT
     return True
+
+
+def _is_dead(path: str) -> bool:
+    """Say whether there is a socket on which nobody listens: its program has gone, as we go
+    ourselves, without removing it."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # a queue that is full is somebody's
+            return probe.connect_ex(path) == errno.ECONNREFUSED
+    except OSError:
+        return False
 
 
 def _bound(
@@ -130,29 +156,38 @@ def _bound(
     return listening
 
 
-def pass_on(sockets: Sequence[socket.socket], *, proxy: bool = False) -> None:
-    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3); with ``proxy``,
-    say of each that a PROXY header comes first.
+def pass_on(
+    sockets: Sequence[socket.socket],
+    *,
+    proxy: bool = False,
+    status: Sequence[socket.socket] = (),
+) -> None:
+    """Put one socket at standard input, or several at 3, 4, … by sd_listen_fds(3), and those for
+    ``status`` behind them; with ``proxy``, say of each socket that a PROXY header comes first.
 
     Raises ListenError where the limit of descriptors leaves no room to move them.
     """
     os.environ[BOUND_BY] = str(os.getpid())
+    passed = [*sockets, *status]
     # First out of the way of the numbers that they are going to have.
-    first_free = _FIRST_LISTEN_FD + len(sockets)
+    first_free = _FIRST_LISTEN_FD + len(passed)
     try:
-        moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in sockets]
+        moved = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for one in passed]
     except OSError as error:
-        raise ListenError(f"can't pass {len(sockets)} sockets on: {error.strerror}") from None
-    for target, source in enumerate(moved, _FIRST_LISTEN_FD if len(sockets) > 1 else 0):
+        raise ListenError(f"can't pass {len(passed)} sockets on: {error.strerror}") from None
+    names = [_BALANCERS if proxy else _CLIENTS] * len(sockets) + [_STATUS] * len(status)
+    if len(sockets) == 1:
+        os.dup2(moved.pop(0), _STANDARD_INPUT)
+        if names.pop(0) == _BALANCERS:
+            os.environ["SNIPROXY_ACCEPT_PROXY"] = "1"
+    for target, source in enumerate(moved, _FIRST_LISTEN_FD):
         os.dup2(source, target)
-    for one in sockets:
+    for one in passed:
         one.detach()
-    if len(sockets) > 1:
-        os.environ["LISTEN_FDS"] = str(len(sockets))
+    if moved:
+        os.environ["LISTEN_FDS"] = str(len(moved))
         os.environ["LISTEN_PID"] = str(os.getpid())
-        os.environ["LISTEN_FDNAMES"] = ":".join(["proxy" if proxy else "unknown"] * len(sockets))
-    elif proxy:
-        os.environ["SNIPROXY_ACCEPT_PROXY"] = "1"
+        os.environ["LISTEN_FDNAMES"] = ":".join(names)
 
 
 def become(user: str) -> None:
@@ -258,7 +293,7 @@ def main(arguments: Sequence[str]) -> int:
         failure=_FAILURE,
         usage="sniproxy-listen [OPTION…] ADDRESS:PORT… [--] COMMAND [ARGUMENT…]",
         description="Bind, listen, and run COMMAND with the socket as its standard input; several "
-        "sockets are passed as LISTEN_FDS.",
+        "sockets, and those for status, are passed as LISTEN_FDS.",
         epilog="Manual: man 8 sniproxy-listen. Addresses: 127.0.0.1:8443, [::1]:8443, :443 (IPv6 "
         "and IPv4), unix:PATH.",
     )
@@ -274,6 +309,14 @@ def main(arguments: Sequence[str]) -> int:
         "--proxy",
         action="store_true",
         help="clients come through a balancer that sends a PROXY header: sniproxy requires it",
+    )
+    parser.add_argument(
+        "--status",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="where sniproxy shows what it does, to whoever connects: unix:PATH (mode 0660) or "
+        "ADDRESS:PORT; may be repeated",
     )
     parser.add_argument("--user", help="run COMMAND as this user, after binding")
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -298,11 +341,14 @@ def main(arguments: Sequence[str]) -> int:
             # SIGUSR2 runs the file anew that this names: PATH might lead to another one.
             words[0] = program
         sockets = [listening_socket(address, options.backlog) for address in addresses]
+        mask = os.umask(_STATUS_MASK)
+        status = [listening_socket(address, options.backlog) for address in options.status]
+        os.umask(mask)
         if options.directory is not None:
             _enter(options.directory)
         if options.user is not None:
             become(options.user)
-        pass_on(sockets, proxy=options.proxy)
+        pass_on(sockets, proxy=options.proxy, status=status)
     except AddressError as error:
         parser.error(str(error))
     except ListenError as error:
