@@ -11,6 +11,7 @@ FLOORS = {
     "resolver": {"resolver", "parser"},
     "log": {"log"},
     "dataplane": {"dataplane", "log", "resolver", "parser"},
+    "status": {"status"},
     "process": {"process", "dataplane", "log", "resolver"},
     "tools": {"tools", "resolver", "parser"},
 }
@@ -71,5 +72,6 @@ def test_no_module_is_long_and_the_package_is_small() -> None:
         assert len(lines) <= 500, path
         written += sum(map(bool, lines))
     # 1,000 of them are for isolated look-ups: three kinds of processes, and what they say.
-    # And 60 for kernels that can't refuse descriptors, 80 for status sockets that are passed.
-    assert 5000 < written < 9640
+    # And 60 for kernels that can't refuse descriptors, 80 for status sockets that are passed,
+    # 390 for a page in HTML, CSS and JavaScript.
+    assert 5000 < written < 10030
