@@ -42,28 +42,6 @@ def test_refusals_are_counted_once_a_minute(plane: Plane) -> None:
     assert plane.reports[1:] == [("refused", {"count": 1, "not_a_handshake_record": 1})]
 
 
-def test_sums(plane: Plane) -> None:
-    backend = plane.backend("a.example")
-    for _ in range(2):
-        client = plane.client(HELLO)
-        stream = backend.accept()
-        stream.recv(9999)
-        stream.sendall(b"12345")
-        assert plane.read(client, 5) == b"12345"
-    stream.close()
-    client.close()
-    plane.until(lambda: plane.connections.totals.open == 1)
-    plane.read(plane.client(b"GET"), 99)
-    assert plane.connections.sums() == {
-        "open": 2,
-        "accepted": 3,
-        "refused": 1,
-        "bytes_up": 2 * len(HELLO),
-        "bytes_down": 10,
-        "refused_not_a_handshake_record": 1,
-    }
-
-
 def test_all_are_closed(plane: Plane) -> None:
     backend = plane.backend("a.example")
     relayed, undecided, refused = plane.client(HELLO), plane.client(HELLO[:9]), plane.client(b"G")

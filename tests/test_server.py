@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from sniproxy.dataplane.counts import totals
 from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
 from sniproxy.process.inherited import Listening
@@ -167,11 +168,11 @@ def test_refusals_are_reported_at_the_end(
         with socket.create_connection(listening.getsockname(), 20) as client:
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert client.recv(7) == bytes.fromhex("15 0303 0002 02 0a")
-            sums: list[dict[str, int]] = []
             done = threading.Event()
-            tell(lambda: (sums.append(server.sums()), done.set()))
+            tell(lambda: server.refresh(done.set))
             assert done.wait(20)
-            assert (sums[0]["accepted"], sums[0]["refused"], sums[0]["open"]) == (1, 1, 1)
+            sums = totals([server._connections.counts])
+            assert (sums["accepted"], sums["refused"], sums["open"]) == (1, 1, 1)
         tell(lambda: server.stop("enough"))
 
     run(server, tell, connect)

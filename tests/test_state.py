@@ -60,11 +60,15 @@ directions = st.one_of(
 )
 
 
+directories = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,253}", fullmatch=True) | st.just("")
+
+
 @st.composite
 def relayed(draw: st.DrawFn) -> Relayed:
     accepted, decided = sorted((draw(times), draw(times)))
     decided = draw(st.sampled_from([0.0, decided]))
-    return Relayed(draw(addresses), draw(hosts), accepted, decided, *draw(directions))
+    up, down = draw(directions)
+    return Relayed(draw(addresses), draw(hosts), accepted, decided, up, down, draw(directories))
 
 
 arriving = st.builds(Arriving, addresses, times, sizes, st.booleans())
@@ -127,8 +131,9 @@ def test_any_byte_changed(place: int, value: int) -> None:
 
 
 def test_every_message_fits_where_it_is_read_into() -> None:
-    widest = Relayed(("2001:db8::1", 1, 2, 3), "a" * MAX_LENGTH, 1.0, 2.0, IDLE, IDLE)
-    assert len(encode([widest] * MOST)) < 64 * 1024
+    name = "a" * MAX_LENGTH
+    widest = Relayed(("2001:db8::1", 1, 2, 3), name, 1.0, 2.0, IDLE, IDLE, name)
+    assert len(encode([widest] * MOST)) < 96 * 1024
 
 
 def _relayed(
@@ -140,16 +145,19 @@ def _relayed(
     decided: float = 2.0,
     up: tuple[int, int, int] = (0, 0, 0),
     down: tuple[int, int, int] = (0, 0, 0),
+    directory: bytes | None = b"",
+    number: int = FORMAT,
 ) -> bytes:
     size = len(host) if length is None else length
     return (
-        struct.pack("!HHB", FORMAT, 1, 1)
+        struct.pack("!HHB", number, 1, 1)
         + family
         + bytes([size])
         + host
         + struct.pack("!dd", accepted, decided)
         + struct.pack("!QBI", *up)
         + struct.pack("!QBI", *down)
+        + (b"" if directory is None else bytes([len(directory)]) + directory)
     )
 
 
@@ -160,6 +168,10 @@ def _arriving(accepted: float, decided: float, size: int) -> bytes:
 def test_the_hand_written_ones_are_right_where_nothing_is_wrong() -> None:
     assert decode(_relayed(), NOW) == [Relayed("", "a", 1.0, 2.0, IDLE, IDLE)]
     assert decode(_arriving(1.0, 0.0, 4), NOW) == [Arriving("", 1.0, 4)]
+    for name in ("a.example", "_.a.example", "_default", "sw-" + 40 * "_"):
+        (state,) = decode(_relayed(directory=name.encode()), NOW)
+        assert isinstance(state, Relayed)
+        assert state.directory == name
 
 
 @pytest.mark.parametrize(
@@ -205,6 +217,10 @@ def test_the_hand_written_ones_are_right_where_nothing_is_wrong() -> None:
         (_arriving(1.0, 2.0, 0), "undecided"),
         (_arriving(1.0, math.nan, 0), "undecided"),
         (_arriving(1.0, 0.0, MAX_UNSENT + 1), "unsent"),
+        (_relayed(directory=b".."), "a directory"),
+        (_relayed(directory=b"a/b"), "a directory"),
+        (_relayed(directory=b"a\n"), "a directory"),
+        (_relayed(directory=b"\xff"), "a directory"),
         (struct.pack("!HHBq", FORMAT, 1, 3, -2), "-2 bytes left"),
     ],
 )
@@ -213,9 +229,15 @@ def test_every_field_is_checked(message: bytes, problem: str) -> None:
         decode(message, NOW)
 
 
-def test_the_format_of_the_release_before_is_read() -> None:
-    before = [one for one in ALL if not getattr(one, "announced", False)]
-    assert decode(struct.pack("!H", 1) + encode(before)[2:], NOW) == before
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_formats_of_releases_before_are_read(number: int) -> None:
+    """They have no directories, and the first has nobody behind a balancer."""
+    before = [one for one in ALL if isinstance(one, (Arriving, Leaving))]
+    if number == 1:
+        before = [one for one in before if not getattr(one, "announced", False)]
+    assert decode(struct.pack("!H", number) + encode(before)[2:], NOW) == before
+    message = _relayed(number=number, directory=None)
+    assert decode(message, NOW) == [Relayed("", "a", 1.0, 2.0, IDLE, IDLE)]
 
 
 def test_a_client_that_has_gone_has_no_address() -> None:

@@ -11,22 +11,18 @@ from typing import cast
 
 import pytest
 
+from sniproxy.dataplane.counts import Counts
 from sniproxy.log.log import Log
 from sniproxy.log.sinks import FileSink
 from sniproxy.process import renewal, supervisor
 from sniproxy.process.channel import Channel
 from sniproxy.process.notify import Store
 from sniproxy.process.parcel import Parcel
+from sniproxy.process.questions import Question
 from sniproxy.process.server import PACKING
 from sniproxy.process.signals import SIGNALS
 from sniproxy.process.worker import Worker
-
-
-def test_numbers_are_added_and_words_stand() -> None:
-    total: dict[str, int | str] = {"reason": "SIGHUP"}
-    total = supervisor._sum(total, {"reason": "SIGHUP", "open": 2})
-    total = supervisor._sum(total, {"reason": "SIGHUP", "open": 3, "more": 1})
-    assert total == {"reason": "SIGHUP", "open": 5, "more": 1}
+from sniproxy.status.overview import About
 
 
 class Renewal:
@@ -54,6 +50,8 @@ def first(tmp_path: pathlib.Path) -> Iterator[supervisor.Supervisor]:
             lambda adopted, known: None,
             lambda: None,
             cast("renewal.Renewal", Renewal()),
+            [Counts() for _ in range(4)],
+            About("1.2.3", "plain", ["127.0.0.1:443"], isolate=False, started=0.0),
         )
         yield made
     made._handlers.close()
@@ -134,10 +132,10 @@ def test_what_nobody_has_said_is_not_known(first: supervisor.Supervisor) -> None
     first._ready = lambda adopted, known: said.append((adopted, known))
     for laggard in (False, True):
         first._parcels = True
-        question = supervisor._Question({0, 1} if laggard else set(), {"adopted": 7})
+        question = Question({0, 1} if laggard else set(), {"adopted": 7})
         question.expire()
         first._conclude(supervisor.READY, question)
-        question = supervisor._Question(set(), {"adopted": 7})
+        question = Question(set(), {"adopted": 7})
         question.expire()
         first._conclude(supervisor.ADOPT, question)
     assert said == [(7, True), (7, False)]

@@ -101,7 +101,7 @@ class AnnouncedArrival(Arrival):
             self.end("no_hello")
             return False
         more = super()._take(data)
-        if more and self._undecided and self._given:  # it may just have made room itself
+        if more and self.undecided and self._given:  # it may just have made room itself
             self._connections.keep(self, self.kept + self._given.length)
         return more
 
@@ -137,7 +137,7 @@ class AnnouncedArrival(Arrival):
 
         HAProxy's check has no LOCAL in version 1: there it announces itself.
         """
-        if not self._undecided or self._received:
+        if not self.undecided or self._received:
             return False
         given = self._given
         return given is None or given.client is None or _same(given.source, self.address)

@@ -19,6 +19,7 @@ from sys import intern
 
 from sniproxy.dataplane.address import address_text
 from sniproxy.dataplane.connections import PATIENCE, Connections
+from sniproxy.dataplane.counts import CONNECTIONS, FAULTS, Numbers
 from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
@@ -50,21 +51,21 @@ class Arrival:
     __slots__ = (
         "_backend",
         "_connections",
-        "_entry",
         "_line",
         "_parser",
         "_received",
         "_relayed",
         "_repeated",
         "_socket",
-        "_undecided",
         "_validates",
         "_watched",
         "accepted_at",
         "address",
         "decided_at",
+        "entry",
         "host",
         "kept",
+        "undecided",
     )
 
     announced = False
@@ -83,7 +84,7 @@ class Arrival:
         self._connections = connections
         self._socket = client
         self._watched = False
-        self._undecided = True
+        self.undecided = True
         self._parser: ClientHelloParser | None = None
         self._received: bytearray | None = None
         self._backend: SocketType | None = None
@@ -118,7 +119,7 @@ class Arrival:
         """Begin with what another process has read."""
         if received:
             self._take(received)
-        if self._undecided:
+        if self.undecided:
             self._watch()
             self._connections.wait(self)
 
@@ -127,12 +128,12 @@ class Arrival:
     def begin(self) -> None:
         """Read what is there already: usually the whole hello."""
         self._read()
-        if self._undecided:
+        if self.undecided:
             self._watch()
             self._connections.wait(self)
 
     def ready(self, mask: int) -> None:
-        if self._undecided:
+        if self.undecided:
             while self._read():
                 pass
         elif mask & ERROR:
@@ -171,7 +172,7 @@ class Arrival:
 
     def _read(self) -> bool:
         """Read once; say whether to read on: something came, and it did not decide."""
-        if not self._undecided:
+        if not self.undecided:
             return False
         relay = self._connections.relay
         try:
@@ -243,10 +244,10 @@ class Arrival:
 
     def _decide(self, host: str, entry: str, validates: bool, received: Received) -> None:
         """Go on with a host name, and the entry that is to serve it."""
-        self.host, self._entry, self._validates = host, entry, validates
+        self.host, self.entry, self._validates = host, entry, validates
         self._settle()
         connections = self._connections
-        if connections.log.connections:
+        if self._watched or connections.log.connections:  # else it was here when it was accepted
             self.decided_at = connections.clock()
         self._repeated = connections.loops.again(received)
         line = self._connect(received)
@@ -256,13 +257,13 @@ class Arrival:
 
     def _settle(self) -> None:
         """Note that the hello is no longer waited for."""
-        if not self._undecided:
+        if not self.undecided:
             return
         if self._watched:
             self._connections.undecided.stop(self)
         if self.kept:
             self._connections.keep(self, 0)
-        self._undecided = False
+        self.undecided = False
         self._parser = None
 
     # The backend.
@@ -274,7 +275,7 @@ class Arrival:
         hosts, loops = connections.hosts, connections.loops
         mine = self._line
         while True:
-            directory, socket_name, line = directory_name(self._entry), SOCKET, self._entry
+            directory, socket_name, line = directory_name(self.entry), SOCKET, self.entry
             if self._validates and hosts.has(directory, ACME_SOCKET):
                 socket_name, line = ACME_SOCKET, f"{line}/{ACME_SOCKET}"
             if line != self._line:
@@ -309,10 +310,10 @@ class Arrival:
                 return None
             except OSError as error:
                 refused = hosts.refusal(directory, error)
-                if refused.reason == NO_SUCH_HOST and self._entry == self.host:
+                if refused.reason == NO_SUCH_HOST and self.entry == self.host:
                     entry = hosts.fallback(self.host)
                     if entry is not None:
-                        self._entry = entry
+                        self.entry = entry
                         continue
                 if self._may_wait() and hosts.may_pass(directory, refused, error):
                     self._keep(received)
@@ -358,7 +359,7 @@ class Arrival:
 
     def owner(self) -> int:
         """Give the uid of who owns the entry that is to serve it (``waiting.Waiter``)."""
-        return self._connections.hosts.owner(directory_name(self._entry))
+        return self._connections.hosts.owner(directory_name(self.entry))
 
     def attempt(self) -> str | None:
         """Try again to reach the backend (``waiting.Waiter``)."""
@@ -373,7 +374,7 @@ class Arrival:
             if entry is None:
                 self.refuse(Nameless("no_server_name"))
                 return
-            self._entry = entry
+            self.entry = entry
             line = self._connect(self._received)
 
         self._connections.poller.guard(self, connect)
@@ -386,11 +387,14 @@ class Arrival:
 
     def _not_reached(self, refused: Refusal, error: OSError) -> None:
         connections = self._connections
+        directory = directory_name(self.entry)
+        if refused.reason != NO_SUCH_HOST:
+            self._row(directory)[FAULTS] += 1
         if refused.alert == Alert.INTERNAL_ERROR:
             # The system's words for a full queue would say that a resource is unavailable.
             full = isinstance(error, BlockingIOError)
             said = "accept queue full" if full else error.strerror or error
-            account = connections.account(directory_name(self._entry))
+            account = connections.account(directory)
             connections.log.warning("backend_fault", account=account, host=self._line, error=said)
         self.refuse(refused, linger=not isinstance(self._backend, Spare))
 
@@ -413,6 +417,7 @@ class Arrival:
         record = self if self.announced or connections.log.connections else None
         moved = sent - ahead if sent > ahead else 0
         unsent = bytes(first[sent:]) if sent < len(first) else None
+        row = connections.counts.hosts.get(directory) or self._row(directory)
         # From here on both sockets are the relay's; should anything fail, it is to end them.
         end = self._relayed = connections.relay.join(
             self._socket, backend, record, watched=self._watched
@@ -420,6 +425,10 @@ class Arrival:
         self._received = self._backend = None
         end.moved = moved
         end.host = intern(directory)
+        end.row, end.accepted_at = row, self.accepted_at
+        row[CONNECTIONS] += 1
+        if self._watched:
+            self._count_time()
         if self._repeated:
             connections.loops.note(directory, end)
         if gone:
@@ -432,6 +441,20 @@ class Arrival:
             # The events up to now were ours, not the relay's.
             end.pump(True)
         self._relayed = None
+
+    def _row(self, directory: str) -> Numbers:
+        """Have a host counted."""
+        account = self._connections.hosts.account_of(directory, self.owner())
+        return self._connections.counts.host(directory, account)
+
+    def _count_time(self) -> None:
+        """Count how long it took, where it was not all done at its accept."""
+        counts, decided = self._connections.counts, self.decided_at
+        if decided is None:
+            decided = self.accepted_at
+        else:
+            counts.hello.took(decided - self.accepted_at)
+        counts.backend.took(self._connections.clock() - decided)
 
     def _header(self, version: int) -> bytes:
         return self._encoded(version, self._socket.getsockname())

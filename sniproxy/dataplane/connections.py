@@ -12,6 +12,7 @@ from typing import Protocol
 
 from sniproxy.dataplane.asking import Asking
 from sniproxy.dataplane.barred import Barred
+from sniproxy.dataplane.counts import ACCEPTED, Counts, Numbers
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End, Relay
@@ -43,18 +44,21 @@ Report = Callable[..., None]
 
 
 class Totals:
-    """Counts since the start. ``up`` is bytes from clients, ``down`` bytes to them, both only of
-    connections that have ended. Those that are open are counted by their clients' sockets, so that
-    none can be counted twice or left over."""
+    """Counts of this process since its start. Connections that are open are counted by their
+    clients' sockets, so that none can be counted twice or left over."""
 
-    __slots__ = ("accepted", "clients", "down", "refused", "up")
+    __slots__ = ("_before", "clients", "numbers", "refused")
 
-    def __init__(self) -> None:
-        self.accepted = 0
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers = numbers
+        """Those of this process, and of one before it (``counts.ACCEPTED``)."""
+        self._before = numbers[ACCEPTED]
         self.clients: set[SocketType] = set()
         self.refused: Counter[str] = Counter()
-        self.up = 0
-        self.down = 0
+
+    @property
+    def accepted(self) -> int:
+        return self.numbers[ACCEPTED] - self._before
 
     @property
     def open(self) -> int:
@@ -88,8 +92,12 @@ class Connections:
         report: Report,
         part: Part,
         workers: int = 1,
+        counts: Counts | None = None,
     ) -> None:
         self.poller = poller
+        self.counts = counts or Counts()
+        self.told: dict[End, tuple[int, int]] = {}
+        """Bytes each way of open connections that have been counted already, where any have."""
         self.hosts = hosts
         self.asking: Asking | None = None
         """Whom to ask for backends, where this process is to look up nothing itself."""
@@ -98,7 +106,7 @@ class Connections:
         self.later = later
         kind = Relay if hosts.refuses_descriptors else WaryRelay
         self.relay = kind(poller, functools.partial(part, self), clock, later, workers)
-        self.totals = Totals()
+        self.totals = Totals(self.counts.numbers)
         self.undecided: Countdown[Undecided] = Countdown(
             PATIENCE, lambda one: poller.guard(one, one.expire)
         )
@@ -176,6 +184,7 @@ class Connections:
         """Count a refusal, for the totals and for the line once a minute."""
         self._refusals.wake()
         self.totals.refused[reason] += 1
+        self.counts.reasons.row(reason)[0] += 1
         self._refused_lately[reason] += 1
 
     def report_refusals(self) -> bool:
@@ -186,24 +195,6 @@ class Connections:
             self._report("refused", count=count, **self._refused_lately)
             self._refused_lately.clear()
         return False
-
-    def sums(self) -> dict[str, int]:
-        """Give what SIGUSR1 asks for, the bytes of open connections included."""
-        totals = self.totals
-        up, down = totals.up, totals.down
-        for watcher in self.poller.watchers():
-            if isinstance(watcher, End) and watcher.of_client:
-                up += watcher.moved
-                down += watcher.peer.moved
-        refused = {f"refused_{reason}": count for reason, count in sorted(totals.refused.items())}
-        return {
-            "open": totals.open,
-            "accepted": totals.accepted,
-            "refused": totals.refused.total(),
-            "bytes_up": up,
-            "bytes_down": down,
-            **refused,
-        }
 
     def bar(self, directory: str) -> None:
         """Refuse the owner of a host for a while, and end what is open to hosts of his."""

@@ -3,8 +3,11 @@
 from socket import MSG_DONTWAIT, SHUT_WR, SocketType
 
 from sniproxy.dataplane.connections import Connections
-from sniproxy.dataplane.relay import BUFFER_SIZE, SEND_TIMEOUT, End, queued
+from sniproxy.dataplane.counts import DOWN, UP
+from sniproxy.dataplane.relay import BUFFER_SIZE, SEND_TIMEOUT, End
 from sniproxy.dataplane.state import Carried, Leaving
+from sniproxy.dataplane.stream import queued
+from sniproxy.parser.proxy_header import SocketAddress
 
 FAREWELL_BYTES = 64 * 1024
 """Bytes of a refused client that are read and thrown away before we close all the same."""
@@ -22,9 +25,12 @@ def part(connections: Connections, end: End, how: str, down: int, sending: bool)
     if end.record is not None:
         end.record.log_end(how, end.moved, down)
         end.record = None
-    totals = connections.totals
-    up, down = totals.up + end.moved, totals.down + down
-    totals.up, totals.down = up, down
+    row, told = end.row, connections.told
+    up, down = row[UP] + end.moved, row[DOWN] + down
+    if told and end in told:
+        up, down = up - told[end][0], down - told[end][1]
+        del told[end]
+    row[UP], row[DOWN] = up, down
     end.moved = end.peer.moved = 0
     if sending and how not in _AT_ONCE:
         Farewell(connections, end.socket, limit=None, watched=True).begin()
@@ -95,6 +101,11 @@ class Farewell:
         """Give the socket up without closing the connection: another process has a copy."""
         self._connections.poller.unwatch(self._socket.fileno())
         self.close()
+
+    def client_address(self) -> SocketAddress:
+        """Give the address of the connection. Raises OSError where it has gone."""
+        address: SocketAddress = self._socket.getpeername()
+        return address
 
     # What is asked of a relayed client's farewell.
 

@@ -7,10 +7,12 @@ then it goes on as before.
 import functools
 from collections.abc import Callable, Sequence
 from socket import SocketType
+from sys import intern
 from typing import TypeGuard
 
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.counts import ADOPTED
 from sniproxy.dataplane.farewell import Farewell
 from sniproxy.dataplane.isolated import arrival_kind
 from sniproxy.dataplane.poller import Watcher
@@ -75,10 +77,11 @@ def carried_by(watcher: Arrival | Farewell | End) -> Carried:
     state = Relayed(
         record.client_address() if record else None,
         record.host if record else "",
-        record.accepted_at if record else 0.0,
+        getattr(watcher, "accepted_at", 0.0),
         (record and record.decided_at) or 0.0,
         Direction(watcher.moved, watcher.ended, len(up)),
         Direction(backend.moved, backend.ended, len(down)),
+        getattr(watcher, "host", ""),
     )
     return Carried(state, [watcher.socket, backend.socket], up + down)
 
@@ -96,6 +99,7 @@ def adopt(connections: Connections, carried: Carried) -> bool:
     client = carried.sockets[0]
     try:
         connections.totals.clients.add(client)
+        connections.counts.numbers[ADOPTED] += 1
         return _go_on(connections, client, carried)
     except Exception as error:  # one connection ends here, no more
         for one in carried.sockets:
@@ -114,13 +118,23 @@ def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bo
         kind = arrival_kind(connections, announced=state.announced)
         arrival = kind(connections, client, state.address, state.accepted_at)
         return guard(arrival, functools.partial(arrival.go_on, carried.unsent))
-    record = None
-    if state.accepted_at or connections.log.connections:
+    record, accepted_at = None, state.accepted_at or connections.clock()
+    noted = state.host or isinstance(state.address, tuple)
+    if noted or connections.log.connections:
         # Where nobody has noted who it is, its socket is asked.
-        address = state.address if state.accepted_at else _address(client)
-        record = Arrival(connections, client, address, state.accepted_at or connections.clock())
+        address = state.address if noted else _address(client)
+        record = Arrival(connections, client, address, accepted_at)
         record.host, record.decided_at = state.host, state.decided_at or None
+    row = connections.counts.hosts.first
+    if state.directory:
+        account = connections.account(state.directory)
+        row = connections.counts.host(state.directory, account)
     end = connections.relay.join(client, carried.sockets[1], record, watched=False)
+    end.row, end.accepted_at = row, accepted_at
+    if state.directory:
+        end.host = intern(state.directory)
+    # They were counted there.
+    connections.told[end] = state.up.moved, state.down.moved
     return guard(end, functools.partial(relay_on, end, state, carried.unsent))
 
 

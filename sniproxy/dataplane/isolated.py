@@ -83,7 +83,7 @@ class IsolatedArrival(Arrival):
         connections = self._connections
         line = self._line
         if line:
-            self._entry = line.partition("/")[0]
+            self.entry = line.partition("/")[0]
         else:
             line = self._expected_line()
         if self._place is None and line in connections.lines:  # not before those who wait
@@ -92,9 +92,9 @@ class IsolatedArrival(Arrival):
                 return line
             self.turn_away()
             return None
-        if self._repeated and connections.loops.full(directory_name(self._entry)):
+        if self._repeated and connections.loops.full(directory_name(self.entry)):
             self._line = line
-            self._place = self._go_round(directory_name(self._entry), received)
+            self._place = self._go_round(directory_name(self.entry), received)
             return self._place
         self._ask()
         return None
@@ -102,7 +102,7 @@ class IsolatedArrival(Arrival):
     def _expected_line(self) -> str:
         """Give the line of a host that has an entry of its own. Who is served by another's learns
         it from the answer, and may come in front of those who wait there."""
-        line = self._entry = self.host or NO_SERVER_NAME
+        line = self.entry = self.host or NO_SERVER_NAME
         return f"{line}/{ACME_SOCKET}" if self._validates else line
 
     def _ask(self) -> None:
@@ -164,16 +164,16 @@ class IsolatedArrival(Arrival):
     def _note(self, said: Answer) -> None:
         """Note which entry it is, and whose. Of one that hangs nobody knows which."""
         line, self._owner = said.line, said.owner
-        if line != self._entry:  # nearly always it serves itself, by its first socket
+        if line != self.entry:  # nearly always it serves itself, by its first socket
             self._line = line or self._expected_line()
-            self._entry = self._line.partition("/")[0]
+            self.entry = self._line.partition("/")[0]
         else:
             self._line = line
         asking = self._connections.asking
         if asking is not None and (
             self._repeated or self._connections.barred or said.outcome != _REACHED
         ):
-            asking.note(directory_name(self._entry), said.owner)
+            asking.note(directory_name(self.entry), said.owner)
 
     def may_wait(self) -> bool:
         return super()._may_wait()
@@ -198,7 +198,7 @@ class IsolatedArrival(Arrival):
             self.turn_away()
             return
         received = self._received or b""
-        directory = directory_name(self._entry)
+        directory = directory_name(self.entry)
         if connections.barred and connections.barred.holds(directory):
             self.refuse(Refusal(Alert.INTERNAL_ERROR, "owner_barred"))
             return
@@ -230,10 +230,10 @@ class IsolatedArrival(Arrival):
         """Read the hello to its end: it may be one that validates the host, and that has a socket
         for it."""
         received = self._received or b""
-        self._undecided, self._unsure = True, False
+        self.undecided, self._unsure = True, False
         self.kept = 0  # what waits is counted elsewhere
         self._read_whole(self.host, received)
-        if self._undecided:
+        if self.undecided:
             self._connections.wait(self)
             # What has come meanwhile is no event any more.
             while self._read():

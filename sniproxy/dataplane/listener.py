@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.counts import ACCEPTED
 from sniproxy.dataplane.isolated import arrival_kind, contender_kind
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
@@ -83,7 +84,7 @@ def welcome(
         arrival = kind(connections, client, address, connections.clock())
         totals = connections.totals
         totals.clients.add(client)
-        totals.accepted += 1
+        totals.numbers[ACCEPTED] += 1
         begin = arrival.begin
     except Exception:
         connections.close(client)

@@ -161,6 +161,11 @@ class Poller:
         """List all watchers that have a descriptor now."""
         return [watcher for watcher in self._watchers if watcher is not None]
 
+    def some(self, first: int, count: int) -> "list[Watcher | None]":
+        """Give the watchers of descriptors from ``first`` on, as many as there are of ``count``
+        numbers: none behind the last."""
+        return self._watchers[first : first + count]
+
     def watcher(self, fd: int) -> Watcher | None:
         """Give the watcher of a descriptor (negative: a closed one), if it has one."""
         return self._watchers[fd] if 0 <= fd < len(self._watchers) else None

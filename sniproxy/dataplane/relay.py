@@ -10,17 +10,17 @@ This is the hot path and is written for speed. Per direction the cheapest way wa
 pipe, at a third of the cost of the copy.
 """
 
-import fcntl
 import os
 import select
-import sys
 from collections.abc import Callable
 from socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final, Protocol
 
+from sniproxy.dataplane.counts import Numbers
 from sniproxy.dataplane.ending import CLIENT_LOST, lost
 from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, GONE, HANG_UP, READ, WRITE, Poller, hang_up
+from sniproxy.dataplane.stream import queued
 from sniproxy.dataplane.sweep import Leaving
 from sniproxy.dataplane.timers import Later
 from sniproxy.parser.proxy_header import SocketAddress
@@ -56,17 +56,7 @@ _DONT_WAIT: Final = int(MSG_DONTWAIT)
 _UNIX: Final = int(AF_UNIX)
 _NOBODY: Final = select.EPOLLHUP | select.EPOLLERR
 
-_SIOCOUTQ: Final = 0x5411
-"""Of ioctl(2): how much of what was sent has not been taken, tcp(7) and unix(7)."""
-
 _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-
-
-def queued(stream: SocketType) -> int:
-    """Give how much the kernel still holds of what was sent: of TCP the bytes that the other end
-    has not acknowledged, of a Unix socket the memory of the messages that it has not read."""
-    answer = fcntl.ioctl(stream.fileno(), _SIOCOUTQ, bytes(4))
-    return int.from_bytes(answer, sys.byteorder)
 
 
 class Record(Protocol):
@@ -171,13 +161,15 @@ class End:
     that it has not taken yet, ``reading`` says that we may read here now, ``ended`` how far this
     direction is, ``bulk`` counts large reads in a row, ``of_client`` whether this is the client's
     end, ``stops_short`` whether a read may leave something though it did not fill the buffer, and
-    ``record`` is what the log wants to know when the connection ends; a client's end that was made
-    here has its ``host``'s directory. (One class for both
+    ``record`` is what the log wants to know when the connection ends. A client's end may have the
+    directory of its ``host``; it has the ``row`` that it is counted in, and when it was
+    ``accepted_at``. (One class for both
     ends: with two, the interpreter would find each attribute anew at every change of ends, which
     took a fifth of its instructions.)
     """
 
     __slots__ = (
+        "accepted_at",
         "bulk",
         "ended",
         "host",
@@ -188,6 +180,7 @@ class End:
         "reading",
         "record",
         "relay",
+        "row",
         "socket",
         "stops_short",
         "unsent",
@@ -195,6 +188,8 @@ class End:
 
     peer: "End"
     host: str
+    row: Numbers
+    accepted_at: float
 
     def __init__(
         self, relay: Relay, socket: SocketType, record: Record | None, of_client: bool

@@ -15,14 +15,14 @@ import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from socket import AF_UNIX, IPPROTO_TCP, SOCK_NONBLOCK, SOCK_STREAM, TCP_INFO, SocketType
-from struct import Struct
+from socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, SocketType
 from typing import Protocol, cast
 
 from sniproxy.dataplane.address import network
 from sniproxy.dataplane.holdings import Holdings, listener
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End
+from sniproxy.dataplane.stream import idle
 from sniproxy.dataplane.sweep import Countdown, Sweep
 from sniproxy.dataplane.timers import NO_MEMORY, Later
 from sniproxy.log.log import Log
@@ -70,8 +70,6 @@ FORGET = 10.0
 
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 _UNIX = int(AF_UNIX)
-_IDLE = Struct("=44xI4xI")
-"""Of struct tcp_info, linux/tcp.h: milliseconds since data was sent, and since it came."""
 
 
 class Unrelayed(Watcher, Protocol):
@@ -301,10 +299,10 @@ class Shares:
     def _last(self, client: SocketType) -> tuple[bool, float]:
         """Order clients: who has no backend yet is ended first, then who is idle for longest."""
         holder = self._holder(client)
-        waits = hasattr(holder, "accepted_at")
-        if client.family != _UNIX:
-            sent, came = _IDLE.unpack(client.getsockopt(IPPROTO_TCP, TCP_INFO, _IDLE.size))
-            return waits, min(sent, came)
+        waits = hasattr(holder, "accepted_at") and not isinstance(holder, End)
+        milliseconds = idle(client)
+        if milliseconds is not None:
+            return waits, milliseconds
         moved, since = self._known.moved.get(client, (-1, 0.0))
         return waits, self._clock() - since if moved == _moved(holder) else 0.0
 
@@ -335,7 +333,7 @@ class Shares:
             if holder is None or _is_lent(holder):
                 continue  # it is over, only begins, or has nothing to lose
             try:
-                whose = network(_address(holder, client))
+                whose = network(address_of(holder, client))
                 addresses.put(whose, client)
                 if len(addresses) == 1:
                     backend = holder.peer.socket if isinstance(holder, End) else None
@@ -373,7 +371,7 @@ def _is_lent(holder: Holder) -> bool:
     return getattr(holder, "lent", False)
 
 
-def _address(holder: Holder, client: SocketType) -> SocketAddress:
+def address_of(holder: Holder, client: SocketType) -> SocketAddress:
     """Give a client's address: as it was told, else its socket's."""
     known: object = holder.record if isinstance(holder, End) else holder
     if hasattr(known, "client_address"):

@@ -14,6 +14,7 @@ release before stays readable.
 
 import enum
 import math
+import re
 import struct
 from collections.abc import Sequence
 from socket import AF_INET, AF_INET6, SocketType, inet_ntop, inet_pton
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from sniproxy.parser.host_name import MAX_LENGTH, canonical
 from sniproxy.parser.proxy_header import SocketAddress
 
-FORMAT = 2
+FORMAT = 3
 """The number that every message begins with."""
 
 MOST = 126
@@ -42,6 +43,8 @@ _PORT = struct.Struct("!H")
 _IPV6 = struct.Struct("!II")
 _NO_ADDRESS, _IPV4_ADDRESS, _IPV6_ADDRESS = 0, 4, 6
 _UNLIMITED = -1
+_LAST_WITHOUT_DIRECTORIES = 2
+_DIRECTORY = re.compile(rb"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of both flavours, and nowhere else
 _SEVERED = 2
 
 
@@ -54,7 +57,7 @@ class Kind(enum.IntEnum):
     ANNOUNCED = 4
 
 
-READABLE = {1: Kind.LEAVING, FORMAT: Kind.ANNOUNCED}
+READABLE = {1: Kind.LEAVING, 2: Kind.ANNOUNCED, FORMAT: Kind.ANNOUNCED}
 """The formats that this release reads, and the last of the kinds that each has."""
 
 
@@ -73,7 +76,8 @@ class Direction(NamedTuple):
 
 class Relayed(NamedTuple):
     """A connection with its backend. The times are of the monotonic clock, 0 where nobody has
-    noted them; ``host`` is empty likewise."""
+    noted them; ``host``, which was asked for, and the ``directory`` that serves it are empty
+    likewise."""
 
     address: SocketAddress
     host: str
@@ -81,6 +85,7 @@ class Relayed(NamedTuple):
     decided_at: float
     up: Direction
     down: Direction
+    directory: str = ""
 
     @property
     def descriptors(self) -> int:
@@ -137,13 +142,12 @@ def encode(states: Sequence[State]) -> bytes:
     parts = [_HEADER.pack(FORMAT, len(states))]
     for state in states:
         if isinstance(state, Relayed):
-            host = state.host.encode("ascii")
-            parts += [_KIND.pack(Kind.RELAYED), _address(state.address)]
-            parts += [_KIND.pack(len(host)), host]
+            parts += [_KIND.pack(Kind.RELAYED), _address(state.address), *_name(state.host)]
             parts.append(_TIMES.pack(state.accepted_at, state.decided_at))
             parts += [
                 _DIRECTION.pack(one.moved, one.ended, one.unsent) for one in (state.up, state.down)
             ]
+            parts += _name(state.directory)
         elif isinstance(state, Arriving):
             kind = Kind.ANNOUNCED if state.announced else Kind.ARRIVING
             parts += [_KIND.pack(kind), _address(state.address)]
@@ -176,6 +180,10 @@ def descriptors(states: Sequence[State]) -> int:
     return sum(state.descriptors for state in states) + any(state.unsent for state in states)
 
 
+def _name(name: str) -> list[bytes]:
+    return [_KIND.pack(len(name)), name.encode("ascii")]
+
+
 def _address(address: SocketAddress) -> bytes:
     if not isinstance(address, tuple):
         return _KIND.pack(_NO_ADDRESS)
@@ -194,13 +202,13 @@ class _Reader:
         self._message = message
         self._now = now
         self._position = 0
-        self._last_kind = Kind.LEAVING
+        self._format = FORMAT
 
     def states(self) -> list[State]:
         number, count = self._fields(_HEADER)
         if number not in READABLE:
             raise StateError(f"format {number}, and not one of {sorted(READABLE)}")
-        self._last_kind = READABLE[number]
+        self._format = number
         if not 1 <= count <= MOST:
             raise StateError(f"{count} connections, and not 1 to {MOST}")
         states = [self._state() for _ in range(count)]
@@ -212,7 +220,7 @@ class _Reader:
         (kind,) = self._fields(_KIND)
         if kind == Kind.RELAYED:
             return self._relayed()
-        if kind in (Kind.ARRIVING, Kind.ANNOUNCED) and kind <= self._last_kind:
+        if kind in (Kind.ARRIVING, Kind.ANNOUNCED) and kind <= READABLE[self._format]:
             address = self._address()
             accepted_at, nothing = self._fields(_TIMES)
             (size,) = self._fields(_RECEIVED)
@@ -229,10 +237,7 @@ class _Reader:
 
     def _relayed(self) -> Relayed:
         address = self._address()
-        (length,) = self._fields(_KIND)
-        if length > MAX_LENGTH:
-            raise StateError(f"a host name of {length} bytes")
-        name = self._take(length)
+        name = self._name()
         host = canonical(name) if name else ""
         if host is None or host.encode("ascii") != name:
             raise StateError("a host name that is none")
@@ -244,7 +249,16 @@ class _Reader:
             raise StateError("a connection that has ended")
         if down.ended == _SEVERED:
             raise StateError("a connection whose client has gone")
-        return Relayed(address, host, accepted_at, decided_at, up, down)
+        directory = self._name() if self._format > _LAST_WITHOUT_DIRECTORIES else b""
+        if directory and not _DIRECTORY.fullmatch(directory):
+            raise StateError("a directory that is none")
+        return Relayed(address, host, accepted_at, decided_at, up, down, directory.decode("ascii"))
+
+    def _name(self) -> bytes:
+        (length,) = self._fields(_KIND)
+        if length > MAX_LENGTH:
+            raise StateError(f"a host name of {length} bytes")
+        return self._take(length)
 
     def _direction(self) -> Direction:
         moved, ended, unsent = self._fields(_DIRECTION)

@@ -91,6 +91,7 @@ class Log:
         self._begun = False  # its first line is the rest of one
         self._owed = b""  # what ends a line that was begun and whose rest was lost
         self._told = 0  # dropped lines of which its first line tells
+        self._lost = 0  # and of those of which a line has told
         self._repeats = Repeats()
         self.on_backlog: Callable[[], None] = lambda: None
         """Called for each line that has to wait: ``flush`` wants to be called a little later."""
@@ -117,6 +118,11 @@ class Log:
     def info(self, event: str, **fields: object) -> None:
         if self._level >= Level.INFO:
             self._log(Priority.INFO, event, fields)
+
+    @property
+    def lost(self) -> int:
+        """How many lines were dropped since the start."""
+        return self._lost + self._told + self.dropped
 
     def close(self) -> None:
         """Write what can still be written, and log no more."""
@@ -225,6 +231,7 @@ class Log:
         while self._backlog and size >= len(self._backlog[0]):
             size -= len(self._backlog.popleft())
             self._begun = False
+            self._lost += self._told
             self._told = 0
         if size:
             self._backlog[0] = self._backlog[0][size:]

@@ -31,7 +31,7 @@ _SEND_BUFFER = 1 << 20
 """Bytes that may wait in a parcel. The kernel gives what net.core.wmem_max allows (212,992 by
 default): more than 2,000 connections."""
 
-_LARGEST_MESSAGE = 64 * 1024
+_LARGEST_MESSAGE = 96 * 1024
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _NO_LINGER = bytes(8)  # struct linger, off
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)

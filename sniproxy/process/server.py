@@ -14,9 +14,12 @@ from collections.abc import Callable, Sequence
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.asking import Asking, Desk
 from sniproxy.dataplane.connections import Connections, Report
+from sniproxy.dataplane.counts import Counts
 from sniproxy.dataplane.farewell import Farewell, part
 from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.listener import Listener
+from sniproxy.dataplane.listing import Seen, page
+from sniproxy.dataplane.look import Look, Then
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.state import Carried
@@ -63,7 +66,8 @@ class Server:
     says how many processes share the sockets and what else is shared out between them; with several
     it is also told of ``packing``, and of ``crowded``: then the others are to ``look``, and the
     ``tally`` is what they share. ``alone`` says that nobody but us and the other workers has the
-    sockets. Backends are asked for at a ``desk``, if there is one.
+    sockets. Backends are asked for at a ``desk``, if there is one. ``counts`` are those of this
+    process.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Server:
         *,
         alone: bool = False,
         desk: Desk | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self._log = log
         self._report = report
@@ -89,8 +94,9 @@ class Server:
         self.poller = Poller(self._fault)
         later = self.poller.timers.later
         self._connections = Connections(
-            self.poller, hosts, log, time.monotonic, later, report, part, workers
+            self.poller, hosts, log, time.monotonic, later, report, part, workers, counts
         )
+        self._look = Look(self._connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         if desk is not None:
             self._connections.asking = Asking(desk, self.poller, log, later)
         crowded = functools.partial(report, CROWDED) if self._supervised else None
@@ -134,9 +140,13 @@ class Server:
         """Refuse the owner of a host for a while, who has had another process sleep."""
         self._connections.bar(directory)
 
-    def sums(self) -> dict[str, int]:
-        """Count everything since the start."""
-        return self._connections.sums()
+    def refresh(self, then: Then) -> None:
+        """Look at what is open, for the counts; call ``then`` a little later."""
+        self._look.begin(then)
+
+    def page(self, first: int, most: int) -> tuple[list[Seen], int]:
+        """List open connections (``listing.page``)."""
+        return page(self._connections, first, most)
 
     def open(self) -> int:
         """Count the connections that are open now."""

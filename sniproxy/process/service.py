@@ -12,16 +12,19 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+import time
+from collections.abc import MutableMapping
 from socket import socket
 
 from sniproxy import __version__, flavour
 from sniproxy.dataplane.address import host_and_port
+from sniproxy.dataplane.counts import Counts, totals
 from sniproxy.dataplane.tally import Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
 from sniproxy.log.sinks import SyslogSink, sink_of
 from sniproxy.process import supervisor
+from sniproxy.process.alone import Alone
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import (
     BOUND_BY,
@@ -32,6 +35,7 @@ from sniproxy.process.inherited import (
     same_file,
     stored_parcels,
 )
+from sniproxy.process.inquiries import PAGE, REFRESH
 from sniproxy.process.notify import notify
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.processors import usable
@@ -41,9 +45,12 @@ from sniproxy.process.resolvers import Resolvers, reap
 from sniproxy.process.server import BAR, CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
-from sniproxy.process.supervisor import Supervisor
+from sniproxy.process.status import Status
+from sniproxy.process.supervisor import TOTALS, Supervisor
 from sniproxy.process.worker import NOBODY
 from sniproxy.resolver.hosts import Hosts
+from sniproxy.status.document import connection
+from sniproxy.status.overview import About
 
 _STANDARD_ERROR = 2
 
@@ -107,6 +114,11 @@ class _Service:
         isolate = self._hosts.shared if wanted.isolate is None else wanted.isolate
         self._resolvers = Resolvers(self._hosts, self._count) if isolate else None
         self._isolated = {"isolate": "yes"} if isolate else {}
+        flavour_name = "hashed" if flavour.HASHED else "plain"
+        addresses = self._addresses.split(",")
+        self._about = About(__version__, flavour_name, addresses, isolate, time.time())
+        # One that hangs keeps its own while another takes its place.
+        self._parts = [Counts() for _ in range(1 if self._count == 1 else 2 * self._count)]
 
     def run(self) -> int | None:
         """Serve; give the exit status, or None where the program is to be run anew."""
@@ -162,7 +174,7 @@ class _Service:
         self._log.info(
             "start",
             version=__version__,
-            flavour="hashed" if flavour.HASHED else "plain",
+            flavour=self._about.flavour,
             pid=os.getpid(),
             workers=self._count,
             listen=self._addresses,
@@ -203,13 +215,25 @@ class _Service:
         copies = [one._replace(socket=one.socket.dup()) for one in self._listening]
         resolvers = self._resolvers
         desk = None if resolvers is None else resolvers.desk(0)
-        server = Server(copies, self._hosts, log, log.info, alone=self._bound_by_us, desk=desk)
+        server = Server(
+            copies,
+            self._hosts,
+            log,
+            log.info,
+            alone=self._bound_by_us,
+            desk=desk,
+            counts=self._parts[0],
+        )
         if resolvers is not None:
             resolvers.attend(server.poller, log)
         handlers = SignalHandlers(server.poller)
-        alone = _Alone(server, self._stopping)
+        alone = Alone(server, self._about, self._parts, self._stopping)
+        status = None
+        if self._status_sockets:
+            status = Status(self._status_sockets, alone, server.poller)
         handlers.handle_stops(alone, in_place=not self._renewal.store.managed)
-        handlers.handle(signal.SIGUSR1, lambda: log.reply("totals", **server.sums()))
+        tell = functools.partial(log.reply, TOTALS)
+        handlers.handle(signal.SIGUSR1, lambda: server.refresh(lambda: tell(**totals(self._parts))))
         renew = functools.partial(self._renewal.ask, server.poller, alone, log)
         handlers.handle(signal.SIGUSR2, renew)
         # Also those that whoever started us had blocked.
@@ -221,6 +245,8 @@ class _Service:
         # contextlib.suppress takes some.)
         try:
             handlers.end()
+            if status is not None:
+                status.close()
             server.close()
         except NO_MEMORY:
             pass
@@ -241,8 +267,12 @@ class _Service:
             self._ready,
             self._stopping,
             self._renewal,
+            self._parts,
+            self._about,
             parcels=bool(self._parcels),
         )
+        if self._status_sockets:
+            first.show(self._status_sockets)
         if self._resolvers is not None:
             first.attend(self._resolvers)
         self._log_start()
@@ -253,7 +283,7 @@ class _Service:
                 return first.handed_over
             self._log = self._open_log()
             tally.join(first.number)
-            self._work(channel, first.number, tally)
+            self._work(channel, first.number, tally, self._parts[first.part])
             status = 0
         except NO_MEMORY:  # at a worker's start: the supervisor says so, and tries again later
             if first.number == NOBODY:
@@ -261,9 +291,10 @@ class _Service:
         # The interpreter's own end of a worker could fail for want of memory, too.
         os._exit(status)
 
-    def _work(self, channel: Channel, number: int, tally: Tally) -> None:
+    def _work(self, channel: Channel, number: int, tally: Tally, counts: Counts) -> None:
         """Serve as one worker, as the supervisor says."""
         log = self._log
+        counts.rejoin()
         for one in self._status_sockets:
             one.socket.close()
 
@@ -289,6 +320,7 @@ class _Service:
             tally,
             alone=self._bound_by_us,
             desk=desk,
+            counts=counts,
         )
 
         def give(parcel: Parcel) -> None:
@@ -305,8 +337,12 @@ class _Service:
                 log.warning("supervisor_gone", pid=os.getpid())
                 return
             event, fields = message
-            if event == supervisor.SUMS:
-                report(event, **server.sums())
+            if event == REFRESH:
+                server.refresh(functools.partial(report, REFRESH))
+            elif event == PAGE:
+                seen, following = server.page(int(fields["first"]), int(fields["most"]))
+                rows = ",".join(connection(number, one) for one in seen)
+                report(event, rows=rows, count=len(seen), following=following, **fields)
             elif event == supervisor.LOOK:
                 server.look()
             elif event == BAR:
@@ -337,34 +373,6 @@ class _Service:
             channel.close()
         except NO_MEMORY:
             pass
-
-
-class _Alone:
-    """The only process, as ``renewal.Owner`` and as signals want it."""
-
-    def __init__(self, server: Server, stopping: Callable[[], None]) -> None:
-        self._server = server
-        self._stopping = stopping
-        self.handed_over = False
-
-    def count(self, then: Callable[[list[int]], object]) -> None:
-        then([self._server.open()])
-
-    def hand_over(self, keep: Callable[[Parcel], None], shares: Sequence[int]) -> None:
-        if not self._server.stopping:
-            self.handed_over = True
-            self._server.hand_over(keep, shares[0])
-
-    def stop(self, reason: str) -> bool:
-        if self._server.stopping:
-            return False
-        self._stopping()
-        self._server.stop(reason)
-        return True
-
-    def stop_now(self, reason: str) -> None:
-        self.handed_over = False
-        self._server.stop_now(reason)
 
 
 def _log_unraisable(log: Log) -> None:

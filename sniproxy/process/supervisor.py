@@ -21,25 +21,34 @@ from socket import socket
 
 from sniproxy.dataplane.barred import BARRED
 from sniproxy.dataplane.connections import REFUSALS_REPORT
+from sniproxy.dataplane.counts import Counts, totals
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
-from sniproxy.process.channel import Channel, Fields
+from sniproxy.process.channel import Channel
+from sniproxy.process.inherited import Listening
+from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
 from sniproxy.process.parcel import Parcel
+from sniproxy.process.questions import Question, sum_of
 from sniproxy.process.renewal import Renewal
 from sniproxy.process.resolvers import Resolvers
 from sniproxy.process.server import BAR, CROWDED, DRAIN, FLUSH, HANGS, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
+from sniproxy.process.status import Status
 from sniproxy.process.worker import NOBODY, Worker
+from sniproxy.status.overview import About
 
 READY, PARCEL = "ready", "parcel"
-STOP, STOP_NOW, SUMS, LOOK = "stop", "stop_now", "totals", "look"
+STOP, STOP_NOW, LOOK = "stop", "stop_now", "look"
 COUNT, ADOPT, HAND_OVER, HANDED_OVER = "count", "adopt", "hand_over", "handed_over"
 """Messages: the first two from a worker, the others to it. Whatever else a worker sends is an event
-for the log, as are its answers to STOP, SUMS and HAND_OVER."""
+for the log, as are its answers to STOP and HAND_OVER."""
+
+TOTALS = "totals"
+"""The event of a line that SIGUSR1 asks for."""
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -69,21 +78,6 @@ _LAST_WORDS = (_REFUSED, HANDED_OVER, "connections_closed", "exit")
 _LOOK_AT_LAGGARDS = 0.1
 
 
-class _Question:
-    """An event that several workers report: what they said so far, and who is still awaited."""
-
-    def __init__(self, awaited: set[int], fields: Fields | None = None) -> None:
-        self.awaited = awaited
-        self.fields = fields or {}
-        self.answered = True
-        """Whether all have, when it is concluded."""
-
-    def expire(self) -> None:
-        """Await nobody any more."""
-        self.answered = not self.awaited
-        self.awaited.clear()
-
-
 class Supervisor:
     """Keeps ``count`` workers until it is stopped. ``ready`` is called when all of them serve, with
     the number of connections that they have adopted where there were ``parcels``, and whether all
@@ -97,6 +91,8 @@ class Supervisor:
         ready: Callable[[int, bool], None],
         stopping: Callable[[], None],
         renewal: Renewal,
+        parts: Sequence[Counts],
+        about: About,
         *,
         parcels: bool = False,
     ) -> None:
@@ -110,17 +106,20 @@ class Supervisor:
         self._keep: Callable[[Parcel], None] | None = None
         self._counted: Callable[[list[int]], object] = lambda _counts: None
         self.handed_over = False
-        self.number = NOBODY
-        """In a worker, which one it is."""
+        self.number = self.part = NOBODY
+        """In a worker, which one it is, and where it counts."""
+        self._status: Status | None = None
         self._poller = Poller(self._fault)
         self._later = self._poller.timers.later
         log.on_backlog = Sweep(self._later, FLUSH, log.flush).wake
         log.on_repeats = Sweep(self._later, PERIOD, log.report_repeats).wake
         self._workers: dict[int, Worker] = {}
+        self.inquiries = Inquiries(about, parts, self._workers, self._later)
+        self.inquiries.lost = lambda: log.lost
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
-        self._questions = {event: _Question({NOBODY}) for event in _LAST_WORDS}
-        self._questions[READY] = _Question(set(range(count)))
+        self._questions = {event: Question({NOBODY}) for event in _LAST_WORDS}
+        self._questions[READY] = Question({*range(count)})
         self._refusals = Sweep(self._later, REFUSALS_REPORT, self._report_refusals)
         self._stopping = False
         self._reason = ""
@@ -135,13 +134,18 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._handlers = SignalHandlers(self._poller)
         self._handlers.handle_stops(self, in_place=not renewal.store.managed)
-        self._handlers.handle(signal.SIGUSR1, functools.partial(self._ask, SUMS))
+        ask = functools.partial(self.inquiries.refresh, lambda: log.reply(TOTALS, **totals(parts)))
+        self._handlers.handle(signal.SIGUSR1, ask)
         self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
     def attend(self, resolvers: Resolvers) -> None:
         """See to it that there is a warden."""
         resolvers.attend(self._poller, self._log)
+
+    def show(self, sockets: Sequence[Listening]) -> None:
+        """Serve status sockets."""
+        self._status = Status(sockets, self.inquiries, self._poller)
 
     def run(self) -> Channel | None:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
@@ -194,7 +198,9 @@ class Supervisor:
         try:
             ours, theirs = Channel.pair()
             # All is made before there is a process: none may be without a parent that knows it.
-            worker = Worker(number, ours)
+            counting = {one.part for one in self._workers.values()}
+            free = (part for part in range(len(self.inquiries.parts)) if part not in counting)
+            worker = Worker(number, ours, next(free))
             self._workers[number] = worker
             self._poller.attend(ours.fileno(), functools.partial(self._receive, worker))
             worker.pid = os.fork()
@@ -213,7 +219,7 @@ class Supervisor:
                 if time.monotonic() - since < BARRED:
                     worker.tell(BAR, host=host)
             return None
-        self.number = number
+        self.number, self.part = number, worker.part
         try:
             self._forsake()
         except BaseException:  # nothing of the supervisor may go on in a second process
@@ -226,6 +232,8 @@ class Supervisor:
             # With a copy of ours open, a sibling would not see the supervisor go.
             one.channel.close()
         self._handlers.close()
+        if self._status is not None:
+            self._status.close()
         self._poller.close()
         for number in SIGNALS - {signal.SIGCHLD}:
             signal.signal(number, signal.SIG_IGN)
@@ -283,6 +291,7 @@ class Supervisor:
                 question.awaited.discard(worker.number)
         if again:
             self._fork_later(worker.number)
+            self.inquiries.restarts += 1
         self._let_go(worker)
 
     def _let_go(self, worker: Worker) -> None:
@@ -292,6 +301,7 @@ class Supervisor:
         worker.channel.close()
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
+            self.inquiries.gone(worker)
 
     # What workers say.
 
@@ -317,6 +327,8 @@ class Supervisor:
             self._have_others_bar(worker, str(fields["host"]))
         elif event == HANGS:
             self._replace(worker, str(fields["host"]), str(fields["at"]))
+        elif event in (REFRESH, PAGE):
+            self.inquiries.heard(worker, event, fields)
         elif event == PARCEL:
             self._pass_on(worker, int(fields["count"]))
         elif event in self._questions:
@@ -329,7 +341,7 @@ class Supervisor:
                 self._refusals.wake()
             if not question.awaited.isdisjoint((worker.number, NOBODY)):
                 # What can fail comes before the message is done, what is counted after it: once.
-                said = _sum(question.fields, fields)
+                said = sum_of(question.fields, fields)
                 worker.channel.done()
                 question.fields = said
                 question.awaited.discard(worker.number)
@@ -365,11 +377,12 @@ class Supervisor:
         if host:
             self._have_others_bar(worker, host)
         if number < count and len(self._workers) < 2 * count:
+            self.inquiries.restarts += 1
             worker.number = max(count - 1, *self._workers) + 1
             self._workers[worker.number] = self._workers.pop(number)
             self._fork_now(number)
 
-    def _conclude(self, event: str, question: _Question) -> None:
+    def _conclude(self, event: str, question: Question) -> None:
         """Act on what all workers have said, or on what some have said in time."""
         if event == READY and self._parcels:
             self._parcels = False
@@ -384,9 +397,6 @@ class Supervisor:
                 self._renew()
         elif event == COUNT:
             self._counted([worker.open for worker in self._workers.values()])
-        elif event == SUMS:
-            # Somebody has just asked for it.
-            self._log.reply(event, **question.fields)
         else:
             self._log.info(event, **question.fields)
         self._questions.pop(event, None)
@@ -394,7 +404,7 @@ class Supervisor:
     def _ask(self, event: str, **fields: int | str) -> None:
         """Send a message to all workers, and conclude when they have answered or time is up."""
         if event not in self._questions:
-            question = _Question(set(self._workers), {**fields})
+            question = Question(set(self._workers), {**fields})
             self._later(ANSWER, question.expire)
             self._questions[event] = question
         for worker in self._workers.values():
@@ -489,12 +499,3 @@ class Supervisor:
     def _fault(self, error: Exception) -> None:
         """Log an exception that nobody expected."""
         self._log.error("unexpected_error", type=type(error).__name__, error=error)
-
-
-def _sum(one: Fields, other: Fields) -> Fields:
-    """Add numbers to those of the same name; a word just stands."""
-    total = {**one}
-    for name, value in other.items():
-        have = total.get(name, 0)
-        total[name] = have + value if isinstance(have, int) and isinstance(value, int) else value
-    return total

@@ -12,8 +12,12 @@ NOBODY = -1
 class Worker:
     """Worker ``number``, at the other end of a channel. All times are of the monotonic clock."""
 
-    def __init__(self, number: int, channel: Channel) -> None:
+    def __init__(self, number: int, channel: Channel, part: int = 0) -> None:
         self.number = number
+        self.part = part
+        """Which part of the counts is its own."""
+        self.answers = True
+        """Whether it has said what it was last asked for."""
         self.channel = channel
         self.started = time.monotonic()
         self.told_to_look = float("-inf")

@@ -1,0 +1,92 @@
+"""A look at what is open: the bytes of connections that go on, and how many a host has.
+
+Nothing of that is counted while nobody wants to know it. Then all descriptors are gone through, a
+slice at a time, between which others have their turn.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from sniproxy.dataplane.connections import Connections
+from sniproxy.dataplane.counts import (
+    DESCRIPTORS,
+    DOWN,
+    HAS_OPEN,
+    LINES_DROPPED,
+    MOST_DESCRIPTORS,
+    OPEN,
+    OTHERS,
+    UP,
+)
+from sniproxy.dataplane.relay import End
+
+SLICE = 1000
+"""Descriptors gone through in a row, in half a millisecond."""
+
+Then = Callable[[], object]
+
+_NOTHING = (0, 0)
+
+
+class Look:
+    """Looks when somebody asks, and tells ``limit`` (descriptors that the process may have)."""
+
+    def __init__(self, connections: Connections, limit: int) -> None:
+        self._connections = connections
+        self._limit = limit
+        self._next: list[Then] = []
+        self._waiting: list[Then] = []
+        self._open: Counter[str] = Counter()
+        self._used = self._at = 0
+
+    def begin(self, then: Then) -> None:
+        """Look, from the first descriptor on, and call ``then`` behind the last."""
+        self._connections.later(0, self._go_on)
+        self._next.append(then)
+
+    def _go_on(self) -> float | None:
+        if not self._waiting:
+            if not self._next:  # it was a look for several
+                return None
+            self._waiting, self._next = self._next, []
+            self._open.clear()
+            self._used = self._at = 0
+        connections = self._connections
+        slice_ = connections.poller.some(self._at, SLICE)
+        for watcher in slice_:
+            if watcher is None:
+                continue
+            self._used += 1
+            if isinstance(watcher, End) and watcher.of_client and hasattr(watcher, "peer"):
+                self._count(watcher)
+        self._at += SLICE
+        if slice_:
+            return 0
+        self._end()
+        return 0 if self._next else None
+
+    def _count(self, client: End) -> None:
+        """Count the bytes of a connection up to now, and itself as open."""
+        told, row = self._connections.told, client.row
+        moved, before = (client.moved, client.peer.moved), told.get(client, _NOTHING)
+        if moved != before:
+            up, down = row[UP] + moved[0] - before[0], row[DOWN] + moved[1] - before[1]
+            told[client] = moved
+            # Where memory fails, it does so before this.
+            row[UP], row[DOWN] = up, down
+        self._open[getattr(client, "host", OTHERS)] += 1
+
+    def _end(self) -> None:
+        connections = self._connections
+        counts = connections.counts
+        counts.hosts.clear(HAS_OPEN)
+        for host, count in self._open.items():
+            row = counts.hosts.get(host) or counts.hosts.first
+            row[HAS_OPEN] += count
+        numbers = counts.numbers
+        numbers[OPEN] = connections.totals.open
+        numbers[DESCRIPTORS], numbers[MOST_DESCRIPTORS] = self._used, self._limit
+        numbers[LINES_DROPPED] = connections.log.lost
+        waiting, self._waiting = self._waiting, []
+        for then in waiting:
+            then()

@@ -1,0 +1,27 @@
+"""Questions that several workers answer, to which there is one answer."""
+
+from sniproxy.process.channel import Fields
+
+
+class Question:
+    """An event that several workers report: what they said so far, and who is still awaited."""
+
+    def __init__(self, awaited: set[int], fields: Fields | None = None) -> None:
+        self.awaited = awaited
+        self.fields = fields or {}
+        self.answered = True
+        """Whether all have, when it is concluded."""
+
+    def expire(self) -> None:
+        """Await nobody any more."""
+        self.answered = not self.awaited
+        self.awaited.clear()
+
+
+def sum_of(one: Fields, other: Fields) -> Fields:
+    """Add numbers to those of the same name; a word just stands."""
+    total = {**one}
+    for name, value in other.items():
+        have = total.get(name, 0)
+        total[name] = have + value if isinstance(have, int) and isinstance(value, int) else value
+    return total

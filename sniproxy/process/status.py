@@ -1,0 +1,304 @@
+"""The status sockets: whoever may connect to one may see what there is, and change nothing.
+
+They are served in the loop of the first process, which may be the only one and have clients: so an
+answer is made in pieces, with pauses in which others have their turn, and there are few at a time,
+each within bounds of bytes and of time.
+"""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from time import monotonic
+from typing import Protocol
+
+from sniproxy.dataplane.poller import WRITE, Poller
+from sniproxy.dataplane.sweep import Countdown, Sweep
+from sniproxy.process.inherited import Listening
+from sniproxy.status.answers import answer
+from sniproxy.status.http import Refused, parse, refusal
+from sniproxy.status.overview import Answered, Ask, Proxy, Refresh, Step
+
+MOST_AT_ONCE = 16
+"""Requests at a time. One more ends who has not asked yet for longest, or is refused itself."""
+
+PATIENCE = 10.0
+"""Seconds for the request, and as many for its answer to be taken."""
+
+SLICE = 0.002
+"""Seconds of work for one answer until the others have their turn."""
+
+PAUSE = 0.001
+"""Seconds between two slices."""
+
+UNABLE = 1.0
+"""Seconds without accepting where no descriptor is left, not even the one held back for it."""
+
+_SWEEP = 0.5
+_READ = 4096
+
+Wire = socket.socket
+
+
+class Source(Proxy, Protocol):
+    """The first process of the proxy."""
+
+    def refresh(self, then: Callable[[], object]) -> None:
+        """Have all processes look at what they have open, and call ``then``, within a second or
+        so."""
+
+    def page(self, ask: Ask, then: Callable[[Answered | None], object]) -> None:
+        """Have a process list what it has open, and call ``then``, likewise: with None where it
+        has not answered."""
+
+
+class Status:
+    """Serves status sockets, which stay open when it is closed."""
+
+    def __init__(self, sockets: Sequence[Listening], source: Source, poller: Poller) -> None:
+        self.source = source
+        self.poller = poller
+        self.later = poller.timers.later
+        self.visitors: Countdown[_Visitor] = Countdown(PATIENCE, lambda one: one.expire())
+        self._sweep = Sweep(self.later, _SWEEP, lambda: self.visitors.sweep(monotonic()))
+        for one in sockets:
+            _Door(self, one.socket)
+        self._spare: Wire | None = None
+        self.hold_back()
+
+    def welcome(self, wire: Wire) -> None:
+        """Have somebody who has connected ask."""
+        visitor = _Visitor(self, wire)
+        try:
+            self._sweep.wake()
+            busy = [one for one in self.visitors if not one.over]
+            if len(self.visitors) >= 2 * MOST_AT_ONCE:
+                wire.close()
+                return
+            self.visitors.start(visitor, monotonic())
+            self.poller.watch(wire.fileno(), visitor)
+            if len(busy) >= MOST_AT_ONCE:
+                last = next((one for one in busy if one.silent), visitor)
+                last.refuse(Refused(503, f"{MOST_AT_ONCE} others are being answered"))
+        except Exception:
+            visitor.close()
+            raise
+
+    def hold_back(self) -> None:
+        """Hold a descriptor back, for when none is left: who looks then has a reason to."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = Wire(socket.AF_UNIX)
+
+    def give_way(self) -> bool:
+        """Free the descriptor that is held back; say whether there was one."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
+        return spare is not None
+
+    def close(self) -> None:
+        """End what is under way. In a process that was just forked it goes on in the other: nothing
+        is said to the epoll that both have."""
+        self.give_way()
+        for visitor in list(self.visitors):
+            visitor.close()
+
+
+class _Door:
+    """A listening socket."""
+
+    def __init__(self, status: Status, listening: Wire) -> None:
+        self._status = status
+        self._socket = listening
+        self._watch()
+
+    def _watch(self) -> None:
+        self._status.poller.watch_listener(self._socket.fileno(), self, shared=False)
+
+    def ready(self, mask: int) -> None:  # noqa: ARG002 - it can only be readable
+        self._socket.setblocking(False)  # a service manager may have undone it
+        try:
+            try:
+                wire, _ = self._socket.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._status.give_way():
+                    raise
+                wire, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:
+            self.abandon()
+            return
+        self._status.welcome(wire)
+
+    def resume(self) -> None:
+        """Never called: who waits is an event."""
+
+    def abandon(self) -> None:
+        """Go on after a pause."""
+        if self._socket.fileno() >= 0:
+            self._status.later(UNABLE, self._again)
+            self._status.poller.unwatch(self._socket.fileno())
+
+    def _again(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._status.poller.unwatch(self._socket.fileno())
+            self._watch()
+
+    def stop(self) -> bool:
+        return False  # it is not a connection, and others go on with it
+
+
+class _Visitor:
+    """Somebody who asks: one request, one answer."""
+
+    def __init__(self, status: Status, wire: Wire) -> None:
+        self._status = status
+        self._wire = wire
+        self._received = b""
+        self._steps: Generator[Step, Answered | None, None] | None = None
+        self._unsent = b""
+        self._waits = False
+        """Whether something has to be known before the next step."""
+        self._heard = False
+        """Whether the client has said that it sends no more."""
+        self.over = False
+        """Whether the answer has been given."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether its request is not complete."""
+        return self._steps is None
+
+    # What the poller and the countdown call.
+
+    def ready(self, mask: int) -> None:
+        if mask & WRITE and self._unsent:
+            self._status.poller.await_write(self._wire.fileno(), write=False)
+            self._status.later(0, self._go_on)
+        self.resume()
+
+    def resume(self) -> None:
+        """Read: the request, and behind it what nobody wants to know."""
+        try:
+            while data := self._wire.recv(_READ, socket.MSG_DONTWAIT):
+                if self.silent:
+                    self._received += data
+                    self._ask()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._heard = True
+        if self.silent or self.over:
+            self.close()
+
+    def abandon(self) -> None:
+        self.close()
+
+    def stop(self) -> bool:
+        self.close()
+        return False
+
+    def expire(self) -> None:
+        """End it: its time is up."""
+        if self.silent:
+            self.refuse(Refused(408, f"expected a request within {PATIENCE:.0f} seconds"))
+        else:
+            self.close()
+
+    def close(self) -> None:
+        self._status.visitors.stop(self)
+        if self._wire.fileno() >= 0:
+            self._status.poller.forget(self._wire.fileno())
+            self._wire.close()
+            self._status.hold_back()
+
+    # The answer.
+
+    def _ask(self) -> None:
+        try:
+            request = parse(self._received)
+            if request is not None:
+                self._answer(answer(self._status.source, request))
+        except Refused as refused:
+            self.refuse(refused)
+
+    def refuse(self, refused: Refused) -> None:
+        self._answer(refusal(refused))
+
+    def _answer(self, steps: Generator[Step, Answered | None, None]) -> None:
+        self._steps = steps
+        self._status.visitors.start(self, monotonic())
+        self._status.later(0, self._go_on)
+
+    def _go_on(self, answered: Answered | None = None) -> float | None:
+        """Do what can be done for a while; give the seconds until there is more to do, None where
+        something else has to happen first."""
+        end = monotonic() + SLICE
+        while self._steps is not None and not self._waits and not self.over:
+            if self._wire.fileno() < 0:
+                break
+            if self._unsent:
+                if not self._send():
+                    break
+            elif monotonic() > end:
+                return PAUSE
+            elif not self._take(self._steps, answered):
+                break
+            answered = None
+        return None
+
+    def _take(
+        self, steps: Generator[Step, Answered | None, None], answered: Answered | None
+    ) -> bool:
+        """Take the next step of the answer; say whether to go on."""
+        try:
+            step = steps.send(answered)
+        except StopIteration:
+            self._end()
+            return False
+        if isinstance(step, bytes):
+            self._unsent = step
+            return True
+        self._waits = True
+        if isinstance(step, Refresh):
+            self._status.source.refresh(self._known)
+        else:
+            self._status.source.page(step, self._known)
+        return False
+
+    def _known(self, answered: Answered | None = None) -> None:
+        """Go on with what was asked for."""
+        if self._waits:
+            self._status.later(0, partial(self._go_on, answered))
+            self._waits = False
+
+    def _send(self) -> bool:
+        """Send; say whether all is sent."""
+        try:
+            sent = self._wire.send(self._unsent, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return False
+        self._unsent = self._unsent[sent:]
+        if self._unsent:
+            self._status.poller.await_write(self._wire.fileno(), write=True)
+        return not self._unsent
+
+    def _end(self) -> None:
+        """Close in order: what is unread would reset the connection, and might destroy what was
+        sent."""
+        self.over = True
+        if self._heard:
+            self.close()
+            return
+        try:
+            self._wire.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
