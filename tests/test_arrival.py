@@ -323,10 +323,10 @@ def test_an_evicted_client_writes_into_no_hello_that_waits(
     ("name", "shown"),
     [
         ("_b.example", "_b.example"),
-        ('-\x1b[31m" x=1\n', r'"-\x1b[31m\" x=1\n"'),
-        ("b\xfccher.example", r'"b\xfccher.example"'),
+        ('-\x1b[31m" x=1\n', r'"-\u001b[31m\" x=1\n"'),
+        ("b\xfccher.example", r'"b\u00fccher.example"'),
         ("a" * 255, "a" * 254 + "..."),
-        ("\0" * 60_000, '"' + r"\x00" * 254 + '..."'),
+        ("\0" * 60_000, '"' + r"\u0000" * 254 + '..."'),
         ("", "none"),
     ],
 )

@@ -1,10 +1,13 @@
 """The log can neither raise, nor block, nor kill."""
 
 import errno
+import json
 import os
 import pathlib
 import re
+import shutil
 import socket
+import subprocess
 import tracemalloc
 
 import pytest
@@ -20,9 +23,9 @@ from tests.clock import Clock
 
 def test_fields_are_one_word() -> None:
     assert field("a.example:443") == "a.example:443"
-    assert field('say "hi"\n\x1b') == '"say \\"hi\\"\\n\\x1b"'
+    assert field('say "hi"\n\x1b') == '"say \\"hi\\"\\n\\u001b"'
     assert field("") == '""'
-    assert field("é=1") == '"\\xe9=1"'
+    assert field("é=1") == '"\\u00e9=1"'
 
 
 def test_form_and_levels(tmp_path: pathlib.Path) -> None:
@@ -34,7 +37,7 @@ def test_form_and_levels(tmp_path: pathlib.Path) -> None:
         prefixed = Log(FileSink(file.fileno()), prefixed=True)
         prefixed.error("broken", what="x" * 9999)
     lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
-    time = b"1970-01-02T00:00:00.500Z"
+    time = b"time=1970-01-02T00:00:00.500Z"
     assert lines[0] == time + b" level=warning event=backend_fault host=a.example\n"
     assert lines[1] == time + b" level=info event=totals open=1\n"
     assert lines[2].startswith(b"<3>event=broken what=xxx")
@@ -210,3 +213,63 @@ def test_no_count_is_lost_at_the_end(tmp_path: pathlib.Path) -> None:
             log.warning("accept_failed")
         log.close()
     assert (tmp_path / "log").read_text().endswith(" event=accept_failed count=2\n")
+
+
+@given(
+    st.text(st.characters(codec=None, categories=None) | st.sampled_from('"\\= \n\x7f\U0001f600'))
+)
+def test_readers_of_logfmt_read_what_was_written(text: str) -> None:
+    """They take a string of JSON in quotes (go-logfmt, which Loki and Prometheus use, has its rules
+    from encoding/json), and else all up to the next blank, without quotes and equals signs."""
+    written = field(text)
+    if written.startswith('"'):
+        assert json.loads(written) == text
+        assert re.fullmatch("[ -~]+", written)
+    else:
+        assert written == text
+        assert re.fullmatch(r"[!#-<>-~]+", written)
+
+
+def test_another_program_reads_the_lines(tmp_path: pathlib.Path) -> None:
+    """lnav(1) has a reader of logfmt, which has nothing in common with us."""
+    if shutil.which("lnav") is None:
+        pytest.skip("lnav is missing: install lnav")
+    hostile = [
+        "a b",
+        'c"d\\',
+        "\n event=x y=1",
+        "\x1b[2J",
+        "\x00'",
+        "é\u2028\U0001f600",
+        "\\u0041",
+    ]
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        log = Log(FileSink(file.fileno()), Level.CONNECTIONS, clock=lambda: 86400.5)
+        for host in hostile:
+            log.connection(client="[2001:db8::1]:443", host=host, end="closed", hello_ms=0)
+    lines = (tmp_path / "log").read_text().splitlines()
+    rows = ",".join("('{}')".format(line.replace("'", "''")) for line in lines)
+    query = f";SELECT logfmt2json(column1) AS read FROM (VALUES {rows})"
+    done = subprocess.run(
+        ["lnav", "-n", "-c", query, "-c", ":write-jsonlines-to -"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"HOME": str(tmp_path), "TERM": "dumb"},
+        check=True,
+        timeout=60,
+    )
+    found = [
+        json.loads(line)["read"] for line in done.stdout.decode().split("\n") if line[:1] == "{"
+    ]
+    assert found == [
+        {
+            "time": "1970-01-02T00:00:00.500Z",
+            "level": "info",
+            "event": "connection",
+            "client": "[2001:db8::1]:443",
+            "host": host,
+            "end": "closed",
+            "hello_ms": 0,
+        }
+        for host in hostile
+    ]

@@ -224,7 +224,7 @@ def test_a_line_that_can_t_be_taken_back_is_ended(tmp_path: pathlib.Path) -> Non
         forbid("ftruncate", errno.EPERM)
         log = Log(sink_of(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)))
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (120, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (130, hard))
         for number in range(9):
             log.info("one", number=number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -42,7 +42,6 @@ INTERPRETER_NEEDS = (
 CODECS = (
     # Found by the name of an encoding, so no import in the code shows them.
     "encodings.punycode",  # idna
-    "encodings.unicode_escape",  # the log; error handlers named "backslashreplace" need none
 )
 
 NEVER_TAKEN: dict[str, str] = {

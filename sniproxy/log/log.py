@@ -1,4 +1,4 @@
-"""The log: one line an event, ``key=value``, to wherever standard error leads.
+"""The log: one line an event, in logfmt (``key=value``), to wherever standard error leads.
 
 Writing a line never raises, never blocks and never kills. What does not fit waits in a bounded
 backlog; beyond that, lines are dropped and counted. A line that was begun is completed, or ended
@@ -9,7 +9,6 @@ So of those that are the same in all their fields only the first of a period is 
 the others are counted (``repeats.py``).
 """
 
-import codecs
 import enum
 import os
 import re
@@ -26,9 +25,8 @@ MAX_BACKLOG = 64 * 1024
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@%+,\[\]-]+")
 _EPOCH = datetime(1970, 1, 1)  # naive on purpose: no zone is ever looked up
-
-# Now, and not when a line is to be written: by then there may be no descriptor left to import with.
-codecs.lookup("unicode_escape")
+_ESCAPED = re.compile(r"[^ !#-\[\]-~]")
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 class Priority(enum.IntEnum):
@@ -57,19 +55,30 @@ def is_journal(fd: int, environment: Mapping[str, str]) -> bool:
 
 
 def field(value: object) -> str:
-    """Write a value as one word, in quotes and with escapes where it is not a plain one."""
+    """Write a value as one word, where it is not a plain one as a string of JSON (RFC 8259 section
+    7) in ASCII: what readers of logfmt take in quotes."""
     text = str(value)
     if _PLAIN.fullmatch(text):
         return text
-    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
-    return f'"{escaped}"'
+    return f'"{_ESCAPED.sub(_escape, text)}"'
+
+
+def _escape(match: re.Match[str]) -> str:
+    short = _ESCAPES.get(match[0])
+    if short is not None:
+        return short
+    number = ord(match[0])
+    if number < 0x10000:
+        return f"\\u{number:04x}"
+    number -= 0x10000
+    return f"\\u{0xD800 + (number >> 10):04x}\\u{0xDC00 + (number & 0x3FF):04x}"
 
 
 class Log:
     """Lines of ``key=value``, filtered by level.
 
     ``prefixed`` lines begin with ``<N>`` (sd-daemon(3)) and have no time stamp, for the journal
-    and for syslog have their own; other lines begin with the time in UTC (RFC 3339).
+    and for syslog have their own; other lines begin with the time in UTC (RFC 3339) and the level.
     """
 
     def __init__(
@@ -178,7 +187,7 @@ class Log:
         else:
             now = _EPOCH + timedelta(seconds=self._clock())
             level = priority.name.lower()
-            start = f"{now.isoformat(timespec='milliseconds')}Z level={level} "
+            start = f"time={now.isoformat(timespec='milliseconds')}Z level={level} "
         return (start + words).encode("ascii", "replace")[: MAX_LINE - 1] + b"\n"
 
     def _append(self, line: bytes) -> None:

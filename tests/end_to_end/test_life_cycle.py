@@ -279,7 +279,7 @@ def test_log_lines(start: Start, backend_of: Make) -> None:
     wait_for(proxy, "end=closed")
     for line in proxy.log.splitlines():
         assert re.match(
-            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=\w+ event=\w+( \w+=\S+)*$", line
+            r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=\w+ event=\w+( \w+=\S+)*$", line
         )
     size = len(HELLO) + 5
     assert re.search(

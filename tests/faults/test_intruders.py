@@ -261,7 +261,7 @@ def test_a_file_system_of_a_user_that_never_answers(
 
 def test_nobody_writes_lines_into_the_log(start: Start, tmp_path: pathlib.Path) -> None:
     """Names, addresses and settings from outside are escaped: one event stays one line."""
-    forged = "\n2026-01-01T00:00:00.000Z level=error event=forged"
+    forged = "\ntime=2026-01-01T00:00:00.000Z level=error event=forged"
     listening = socket.socket(socket.AF_UNIX)
     here = pathlib.Path.cwd()
     os.chdir(tmp_path)

@@ -65,7 +65,7 @@ def test_a_log_that_nobody_reads(unharmed: Start) -> None:
 
     eventually(drain, "no line says that lines were lost")
     for line in log.splitlines()[:-1]:
-        assert re.match(rb"\d{4}-\d\d-\d\dT\S+Z level=\w+ event=\w+", line), line
+        assert re.match(rb"time=\d{4}-\d\d-\d\dT\S+Z level=\w+ event=\w+", line), line
     reader = threading.Event()
 
     def go_on() -> None:
