@@ -21,6 +21,7 @@ HELLO = hello("a.example")
 V1 = version_1(FROM, TO)
 V2 = block(0x21, 0x11, IPV4 + tlv(4, bytes(50)) + tlv(2, b"other.example") + tlv(5, b"id"))
 LOCAL = block(0x20, 0, b"")
+WHO = f"client={FROM[0]}:{FROM[1]} local={TO[0]}:{TO[1]}"
 NAMELESS = records(message(None))
 Announce = Callable[..., socket.socket]
 
@@ -71,7 +72,7 @@ def test_any_cut(plane: Plane, announce: Announce, header: bytes, cut: str) -> N
     client.close()
     backend.close()
     plane.until(lambda: not plane.connections.totals.open)
-    assert "client=192.0.2.1:40000 host=a.example" in plane.log
+    assert f"{WHO} host=a.example" in plane.log
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -219,7 +220,10 @@ def test_a_balancer_that_announces_itself_is_a_check(
     plane.turn()
     reset(client)
     plane.until(lambda: not plane.connections.totals.open)
-    assert f"client={ours}:{port ^ 1} host=none end=reset_by_client " in plane.log
+    assert (
+        f"client={ours}:{port ^ 1} local={theirs[0]}:{theirs[1]} host=none end=reset_by_client "
+        in plane.log
+    )
 
 
 def test_a_check_that_stays(plane: Plane, announce: Announce) -> None:
@@ -237,7 +241,7 @@ def test_who_is_announced_and_says_nothing_is_no_check(plane: Plane, announce: A
     plane.until(lambda: not plane.connections.totals.open)
     # As on any other socket: it is no refusal, and has a line where each connection has one.
     assert plane.connections.totals.refused == {}
-    assert "client=192.0.2.1:40000 host=none end=refused:no_hello " in plane.log
+    assert f"{WHO} host=none end=refused:no_hello " in plane.log
 
 
 def test_the_end_in_a_hello_is_a_refusal(plane: Plane, announce: Announce) -> None:
@@ -342,7 +346,8 @@ def test_a_relayed_one_is_still_who_was_announced(
     client.close()
     backend.close()
     after.until(lambda: not after.connections.totals.open)
-    assert "client=192.0.2.1:40000 host=a.example" in after.log
+    # The address that it had connected to has gone with the header.
+    assert "client=192.0.2.1:40000 local=unknown host=a.example" in after.log
 
 
 def test_a_check_goes_on_as_one(before: Plane, after: Plane) -> None:  # noqa: F811
@@ -361,7 +366,7 @@ def test_a_client_goes_on_as_one(before: Plane, after: Plane) -> None:  # noqa: 
     pass_on(before, after)
     reset(client)
     after.until(lambda: not after.connections.totals.open)
-    assert "client=192.0.2.1:40000 host=none end=reset_by_client " in after.log
+    assert f"{WHO} host=none end=reset_by_client " in after.log
 
 
 def test_a_hello_larger_than_the_buffer_goes_on(before: Plane, after: Plane) -> None:  # noqa: F811

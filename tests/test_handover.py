@@ -305,13 +305,14 @@ def test_a_client_whose_address_nobody_noted(before: Plane, after: Plane) -> Non
     backend = before.backend("a.example")
     before.connections.log.connections = False
     client, stream, _ = relay(before, backend)
-    address = client.getsockname()
+    address, local = client.getsockname(), client.getpeername()
     pass_on(before, after)
     both_ways(after, client, stream)
     client.close()
     stream.close()
     after.until(lambda: not after.connections.totals.open)
-    assert f"client={address[0]}:{address[1]} host=none" in after.log
+    addresses = f"client={address[0]}:{address[1]} local={local[0]}:{local[1]}"
+    assert f"{addresses} host=none" in after.log
 
 
 # Clients that have no backend yet.

@@ -55,6 +55,12 @@ class AnnouncedArrival(Arrival):
         given = self._given
         return self.address if given is None or given.client is None else given.source
 
+    def local_address(self) -> SocketAddress:
+        given = self._given
+        if given is None or given.server is None:
+            return super().local_address()
+        return given.destination
+
     def _take(self, data: bytes | memoryview) -> bool:
         if self._given is not None:
             return self._take_hello(data)
@@ -106,11 +112,8 @@ class AnnouncedArrival(Arrival):
         return more
 
     def _header(self, version: int) -> bytes:
-        given = self._given or Header(0)
-        destination = given.destination
-        if destination is None:
-            destination = self._socket.getsockname()
-        return self._encoded(version, destination, given.tlvs)
+        given = self._given
+        return self._encoded(version, self.local_address(), b"" if given is None else given.tlvs)
 
     def bid(self) -> bool | None:
         return None if self._given is None else super().bid()

@@ -17,12 +17,12 @@ from socket import (
 )
 from sys import intern
 
-from sniproxy.dataplane.address import address_text
 from sniproxy.dataplane.connections import PATIENCE, Connections
 from sniproxy.dataplane.counts import CONNECTIONS, FAULTS, Numbers
 from sniproxy.dataplane.ending import lost
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
+from sniproxy.dataplane.record import log_connection
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.shares import Spare
 from sniproxy.dataplane.state import Arriving, Carried
@@ -100,6 +100,11 @@ class Arrival:
     def client_address(self) -> SocketAddress:
         """Give the client's address: here that of the connection."""
         return self.address
+
+    def local_address(self) -> SocketAddress:
+        """Give the address that the client connected to: here that of the connection."""
+        address: SocketAddress = self._socket.getsockname()
+        return address
 
     # From one process to the next.
 
@@ -457,7 +462,7 @@ class Arrival:
         counts.backend.took(self._connections.clock() - decided)
 
     def _header(self, version: int) -> bytes:
-        return self._encoded(version, self._socket.getsockname())
+        return self._encoded(version, self.local_address())
 
     def _encoded(self, version: int, destination: SocketAddress, tlvs: bytes = b"") -> bytes:
         if version == 1:
@@ -508,18 +513,6 @@ class Arrival:
 
     def log_end(self, how: str, up: int, down: int) -> None:
         """Log the end of this connection, where such lines are wanted."""
-        log = self._connections.log
-        if not log.connections:
-            return
-        now = self._connections.clock()
-        decided = self.decided_at
-        hello = "none" if decided is None else round((decided - self.accepted_at) * 1000)
-        log.connection(
-            client=address_text(self.client_address()),
-            host=self.host or "none",
-            end=how,
-            hello_ms=hello,
-            seconds=round(now - self.accepted_at, 3),
-            bytes_up=up,
-            bytes_down=down,
-        )
+        connections = self._connections
+        if connections.log.connections:
+            log_connection(connections.log, self, connections.clock(), how, up, down)

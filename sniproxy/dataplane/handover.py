@@ -4,7 +4,9 @@ Nothing waits for a peer. A connection is given up here only after its message h
 then it goes on as before.
 """
 
+import errno
 import functools
+import os
 from collections.abc import Callable, Sequence
 from socket import SocketType
 from sys import intern
@@ -94,6 +96,21 @@ def _address(client: SocketType) -> SocketAddress:
     return address
 
 
+def _bare(address: SocketAddress) -> object:
+    """Give of an address what a state has kept of it: not the name of an interface."""
+    return (address[0].partition("%")[0], address[1]) if isinstance(address, tuple) else address
+
+
+class _Announced(Arrival):
+    """The record of a client that a balancer has announced: the header has gone with the process
+    that has read it."""
+
+    __slots__ = ()
+
+    def local_address(self) -> SocketAddress:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+
 def adopt(connections: Connections, carried: Carried) -> bool:
     """Go on with a connection of another process; say whether that worked."""
     client = carried.sockets[0]
@@ -122,8 +139,10 @@ def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bo
     noted = state.host or isinstance(state.address, tuple)
     if noted or connections.log.connections:
         # Where nobody has noted who it is, its socket is asked.
-        address = state.address if noted else _address(client)
-        record = Arrival(connections, client, address, accepted_at)
+        own = _address(client)
+        address = state.address if noted else own
+        kind = Arrival if _bare(address) == _bare(own) else _Announced
+        record = kind(connections, client, address, accepted_at)
         record.host, record.decided_at = state.host, state.decided_at or None
     row = connections.counts.hosts.first
     if state.directory:

@@ -14,16 +14,16 @@ import os
 import select
 from collections.abc import Callable
 from socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
-from typing import Final, Protocol
+from typing import Final
 
 from sniproxy.dataplane.counts import Numbers
 from sniproxy.dataplane.ending import CLIENT_LOST, lost
 from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, GONE, HANG_UP, READ, WRITE, Poller, hang_up
+from sniproxy.dataplane.record import Record
 from sniproxy.dataplane.stream import queued
 from sniproxy.dataplane.sweep import Leaving
 from sniproxy.dataplane.timers import Later
-from sniproxy.parser.proxy_header import SocketAddress
 
 BUFFER_SIZE: Final = 256 * 1024
 """Bytes of one read, and so the most that a connection may have waiting in each direction."""
@@ -57,20 +57,6 @@ _UNIX: Final = int(AF_UNIX)
 _NOBODY: Final = select.EPOLLHUP | select.EPOLLERR
 
 _SPLICE_FLAGS: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-
-
-class Record(Protocol):
-    """What the log wants to know of a connection; the times are of the monotonic clock."""
-
-    host: str
-    accepted_at: float
-    decided_at: float | None
-
-    def client_address(self) -> SocketAddress:
-        """Give the client's address."""
-
-    def log_end(self, how: str, up: int, down: int) -> None:
-        """Log the end: how it ended, and the bytes each way."""
 
 
 class Relay:

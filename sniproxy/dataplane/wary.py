@@ -16,7 +16,8 @@ from socket import MSG_CTRUNC, MSG_DONTWAIT, SocketType
 from typing import TYPE_CHECKING
 
 from sniproxy.dataplane.ending import CLIENT_LOST
-from sniproxy.dataplane.relay import End, Record, Relay
+from sniproxy.dataplane.record import Record
+from sniproxy.dataplane.relay import End, Relay
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

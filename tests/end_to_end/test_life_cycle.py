@@ -283,8 +283,8 @@ def test_log_lines(start: Start, backend_of: Make) -> None:
         )
     size = len(HELLO) + 5
     assert re.search(
-        rf"event=connection client=127\.0\.0\.1:\d+ host=a\.example end=closed hello_ms=\d+ "
-        rf"seconds=[\d.]+ bytes_up={size} bytes_down=3\n",
+        rf"event=connection client=127\.0\.0\.1:\d+ local=127\.0\.0\.1:\d+ host=a\.example "
+        rf"end=closed hello_ms=\d+ seconds=[\d.]+ bytes_up={size} bytes_down=3\n",
         proxy.log,
     )
 

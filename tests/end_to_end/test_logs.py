@@ -142,16 +142,17 @@ def test_each_connection_has_its_line(
     size = len(HELLO)
     assert len(lines) == 3
     assert re.fullmatch(
-        rf"client=unix host=a.example end=closed hello_ms=\d+ {times} bytes_up={size} bytes_down=5",
+        rf"client=unix local=unix host=a.example end=closed hello_ms=\d+ {times} "
+        rf"bytes_up={size} bytes_down=5",
         lines[0],
     )
     assert re.fullmatch(
-        rf"client=unix host=no.example end=refused:no_such_host hello_ms=\d+ {times} "
+        rf"client=unix local=unix host=no.example end=refused:no_such_host hello_ms=\d+ {times} "
         "bytes_up=0 bytes_down=0",
         lines[1],
     )
     assert re.fullmatch(
-        rf"client=unix host=none end=refused:no_hello hello_ms=none {times} "
+        rf"client=unix local=unix host=none end=refused:no_hello hello_ms=none {times} "
         "bytes_up=0 bytes_down=0",
         lines[2],
     )
@@ -171,7 +172,10 @@ def test_what_a_line_says_of_who_and_what(start: Start) -> None:
             client.sendall(hello(name))
             assert read_all(client) == alert(112)
     assert proxy.stop(signal.SIGTERM) == 0
-    lines = re.findall(r"event=connection client=127\.0\.0\.1:\d+ (host=.* end=\S+)", proxy.log)
+    lines = re.findall(
+        r"event=connection client=127\.0\.0\.1:\d+ local=127\.0\.0\.1:\d+ (host=.* end=\S+)",
+        proxy.log,
+    )
     assert lines == [
         "host=no.example end=refused:no_such_host",
         "host=empty.example end=refused:no_socket",

@@ -203,7 +203,7 @@ def test_true_seconds_and_bytes(proxy: Proxy, backend: Backend) -> None:
     begin = time.monotonic()
     pair = relayed(proxy, backend)
     since = time.monotonic()
-    address = pair[0].getsockname()
+    address, local = pair[0].getsockname(), pair[0].getpeername()
     for _ in range(3):
         both_ways(pair)
         renew(proxy)
@@ -213,7 +213,8 @@ def test_true_seconds_and_bytes(proxy: Proxy, backend: Backend) -> None:
     wait_until(lambda: len(ended(proxy)) == 1)
     most = time.monotonic() - begin
     (line,) = ended(proxy)
-    assert f"client={address[0]}:{address[1]} host=a.example end=closed" in line
+    addresses = f"client={address[0]}:{address[1]} local={local[0]}:{local[1]}"
+    assert f"{addresses} host=a.example end=closed" in line
     assert f"bytes_up={len(HELLO) + 16} bytes_down=16" in line
     match = re.search(r"seconds=([0-9.]+)", line)
     assert match is not None
