@@ -23,8 +23,8 @@ LISTEN_FDS) is the listening socket. There are no options but these:
   --hand-over-formats  show which connections of another release it can go on with, and exit
 
 Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
-Environment:    SNIPROXY_LOG=error|info|connections, SNIPROXY_WORKERS=NUMBER,
-                SNIPROXY_ACCEPT_PROXY=1, SNIPROXY_ISOLATE=1|0
+Environment:    SNIPROXY_LOG=error|info|connections, SNIPROXY_LOG_CLIENTS=full|prefix|none,
+                SNIPROXY_WORKERS=NUMBER, SNIPROXY_ACCEPT_PROXY=1, SNIPROXY_ISOLATE=1|0
 See also:       sniproxy-listen, sniproxy-check and sniproxy-hostname, each with --help
 Manual:         man 8 sniproxy
 """

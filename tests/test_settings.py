@@ -2,7 +2,7 @@
 
 import pytest
 
-from sniproxy.log.log import Level
+from sniproxy.log.log import Clients, Level
 from sniproxy.process.settings import settings
 
 
@@ -27,6 +27,30 @@ def test_a_bad_value_is_one_complaint_and_the_default(word: str) -> None:
     assert found.level == Level.INFO
     (complaint,) = found.complaints
     assert complaint.startswith(f"SNIPROXY_LOG={word}: expected error, info, connections")
+
+
+@pytest.mark.parametrize(
+    ("word", "clients"),
+    [
+        ("", Clients.FULL),
+        ("full", Clients.FULL),
+        ("prefix", Clients.PREFIX),
+        ("none", Clients.NONE),
+    ],
+)
+def test_clients_in_the_log(word: str, clients: Clients) -> None:
+    found = settings({"SNIPROXY_LOG_CLIENTS": word})
+    assert (found.clients, found.complaints) == (clients, [])
+    assert settings({}).clients == Clients.FULL
+
+
+@pytest.mark.parametrize("word", ["None", "prefixes", "0", " full", "\udcff"])
+def test_who_misspells_it_has_no_client_in_the_log(word: str) -> None:
+    """It was set since fewer addresses are wanted than by default."""
+    found = settings({"SNIPROXY_LOG_CLIENTS": word})
+    assert found.clients == Clients.NONE
+    (complaint,) = found.complaints
+    assert complaint == f"SNIPROXY_LOG_CLIENTS={word}: expected full, prefix, none; using none"
 
 
 @pytest.mark.parametrize("word", ["1", "2", "064", "1024"])

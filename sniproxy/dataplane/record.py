@@ -6,7 +6,7 @@ kernel.
 
 from typing import Protocol
 
-from sniproxy.dataplane.address import address_text
+from sniproxy.dataplane.address import address_text, client_text
 from sniproxy.log.log import Log
 from sniproxy.parser.proxy_header import SocketAddress
 
@@ -37,7 +37,7 @@ def log_connection(log: Log, record: Record, now: float, how: str, up: int, down
         local = "unknown"
     decided = record.decided_at
     log.connection(
-        client=address_text(record.client_address()),
+        client=client_text(record.client_address(), log.clients),
         local=local,
         host=record.host or "none",
         end=how,

@@ -45,6 +45,15 @@ class Level(enum.IntEnum):
     CONNECTIONS = 2
 
 
+class Clients(enum.Enum):
+    """What is told of clients' addresses: the values of SNIPROXY_LOG_CLIENTS. Of a prefix, the
+    network that many are in, and no port."""
+
+    FULL = "full"
+    PREFIX = "prefix"
+    NONE = "none"
+
+
 def is_journal(fd: int, environment: Mapping[str, str]) -> bool:
     """Say whether ``fd`` is the stream that JOURNAL_STREAM names (systemd.exec(5))."""
     try:
@@ -87,9 +96,12 @@ class Log:
         level: Level = Level.INFO,
         *,
         prefixed: bool = False,
+        clients: Clients = Clients.FULL,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.connections = level >= Level.CONNECTIONS
+        self.clients = clients
+        """What whoever makes a line is to tell of a client's address."""
         self.dropped = 0
         self._sink = sink
         self._level = level

@@ -80,7 +80,7 @@ class _Service:
     def __init__(self, environment: MutableMapping[str, str]) -> None:
         wanted = settings(environment)
         self._environment = environment
-        self._level = wanted.level
+        self._level, self._clients = wanted.level, wanted.clients
         self._parcels = stored_parcels(environment)
         passed = listening_sockets(environment, announced=wanted.accept_proxy)
         self._listening = [one for one in passed if not one.status]
@@ -159,10 +159,9 @@ class _Service:
             log.close()
 
     def _open_log(self) -> Log:
-        if self._to_syslog:
-            log = Log(SyslogSink(), self._level, prefixed=True)
-        else:
-            log = Log(sink_of(_STANDARD_ERROR), self._level, prefixed=self._journal)
+        sink = SyslogSink() if self._to_syslog else sink_of(_STANDARD_ERROR)
+        prefixed = self._to_syslog or self._journal
+        log = Log(sink, self._level, prefixed=prefixed, clients=self._clients)
         _log_unraisable(log)
         return log
 

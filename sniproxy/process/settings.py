@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sniproxy.log.log import Level
+from sniproxy.log.log import Clients, Level
 
 MAX_WORKERS = 1024
 """More than any machine has CPUs for; a slip of the pen must not fork without end."""
@@ -15,6 +15,7 @@ class Settings(NamedTuple):
     directory asks for. ``complaints`` names each bad value, one line each."""
 
     level: Level
+    clients: Clients
     workers: int | None
     accept_proxy: bool
     isolate: bool | None
@@ -22,8 +23,9 @@ class Settings(NamedTuple):
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
-    """Read SNIPROXY_LOG, _WORKERS, _ACCEPT_PROXY and _ISOLATE; a bad value becomes a complaint and
-    the default."""
+    """Read SNIPROXY_LOG, _LOG_CLIENTS, _WORKERS, _ACCEPT_PROXY and _ISOLATE; a bad value becomes a
+    complaint and the default, other than of _LOG_CLIENTS: who has set that wants less told than by
+    default, and is told of none."""
     level, workers = Level.INFO, None
     complaints: list[str] = []
 
@@ -33,6 +35,12 @@ def settings(environment: Mapping[str, str]) -> Settings:
         level = names.get(wish, level)
         if wish not in names:
             complaints.append(f"SNIPROXY_LOG={wish}: expected {', '.join(names)}; using info")
+
+    wish = environment.get("SNIPROXY_LOG_CLIENTS", "") or Clients.FULL.value
+    kinds = {kind.value: kind for kind in Clients}
+    clients = kinds.get(wish, Clients.NONE)
+    if wish not in kinds:
+        complaints.append(f"SNIPROXY_LOG_CLIENTS={wish}: expected {', '.join(kinds)}; using none")
 
     wish = environment.get("SNIPROXY_WORKERS", "")
     if wish:
@@ -59,4 +67,4 @@ def settings(environment: Mapping[str, str]) -> Settings:
         )
     isolate = {"0": False, "1": True}.get(wish)
 
-    return Settings(level, workers, accept_proxy, isolate, complaints)
+    return Settings(level, clients, workers, accept_proxy, isolate, complaints)

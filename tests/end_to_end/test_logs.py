@@ -12,13 +12,16 @@ from collections.abc import Callable
 
 import pytest
 
+from sniproxy.parser.proxy_header import version_2
 from tests.end_to_end.harness import (
     TIMEOUT,
     Backend,
     Proxy,
     read_all,
     read_exactly,
+    reset,
     wait_for,
+    wait_until,
 )
 from tests.hello import hello
 
@@ -182,6 +185,56 @@ def test_what_a_line_says_of_who_and_what(start: Start) -> None:
         r'host="-\u001b[2J\n event=x" end=refused:not_a_host_name',
         f"host={'a' * 254}... end=refused:not_a_host_name",
     ]
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"), [("prefix", {"127.66.55.0/24", "2001:db8:1::/48"}), ("none", {"none"})]
+)
+def test_no_line_tells_more_of_a_client_than_is_wanted(
+    start: Start, backend_of: Make, wish: str, told: set[str]
+) -> None:
+    """Whatever becomes of it, and whoever says who it is."""
+    variables = {"SNIPROXY_LOG": "connections", "SNIPROXY_LOG_CLIENTS": wish}
+    listening = socket.create_server(("127.0.0.1", 0))
+    theirs: list[str] = []
+
+    def connect(proxy: Proxy) -> socket.socket:
+        place = proxy.listening.getsockname()
+        client = socket.create_connection(place, TIMEOUT, ("127.66.55.44", 0))
+        theirs.append(f":{client.getsockname()[1]}")
+        return client
+
+    proxy = start(listening, **variables)
+    backend = backend_of(proxy.directory("a.example"))
+    # A queue without a socket is a fault, of which a line warns.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wrong:
+        wrong.bind(str(proxy.directory("wrong.example") / "tls-socket"))
+        for wire in (b"GET", hello("no.example"), hello("-"), hello("wrong.example")):
+            with connect(proxy) as client:
+                client.sendall(wire)
+                assert read_all(client)[:1] == b"\x15"
+    reset(connect(proxy))
+    held = connect(proxy)
+    held.sendall(HELLO)
+    read_exactly(backend.accept(), len(HELLO))
+    proxy.process.send_signal(signal.SIGUSR1)
+    wait_for(proxy, "event=totals")
+    wait_until(lambda: proxy.log.count("event=connection ") == 5)
+    proxy.stop(signal.SIGINT)
+    held.close()
+    balanced = start(SNIPROXY_ACCEPT_PROXY="1", **variables)
+    for client_address in ("2001:db8:1:2:3:4:5:6", "::ffff:127.66.55.44"):
+        header = version_2((client_address, 40000), ("2001:db8::1", 443), "")
+        assert balanced.ask(header + hello("no.example")) == alert(112)
+    balanced.ask(b"GET / HTTP/1.1\r\n\r\n")
+    balanced.stop(signal.SIGINT)
+    lines = [line for line in proxy.log.splitlines() if "event=connection " in line]
+    assert len(lines) == 6
+    shown = set(re.findall(r" client=(\S+)", proxy.log + balanced.log))
+    # Who sends no header is the balancer itself, and no exception.
+    assert shown == told | ({"127.0.0.0/24"} if wish == "prefix" else set())
+    for log in (proxy.log, balanced.log):
+        assert not any(secret in log for secret in ("66.55.44", "2:3:4:5:6", ":40000", *theirs))
 
 
 @one_worker
