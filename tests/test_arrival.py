@@ -17,6 +17,12 @@ from tests.plane import Descriptors, Plane, alert
 HELLO = hello("a.example")
 
 
+@pytest.fixture
+def unlogged(plane: Plane) -> None:
+    """Have no lines of connections, so that no timer looks at the hours of those that are open."""
+    plane.connections.log.connections = False
+
+
 def test_a_whole_hello_is_relayed_at_once(plane: Plane) -> None:
     backend = plane.backend("a.example")
     client = plane.client(HELLO)
@@ -28,6 +34,7 @@ def test_a_whole_hello_is_relayed_at_once(plane: Plane) -> None:
     assert plane.connections.totals.open == 1
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_ten_seconds_for_the_hello(plane: Plane) -> None:
     backend = plane.backend("a.example")
     slow, late = plane.client(HELLO[:20]), plane.client(HELLO[:20])
@@ -52,6 +59,7 @@ def test_nothing_sent_is_no_exception(plane: Plane) -> None:
     assert plane.read(silent, 99) == alert(90)
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_a_full_queue_is_tried_again(plane: Plane) -> None:
     backend = plane.backend("a.example", backlog=0)
     first = plane.client(HELLO)
@@ -74,6 +82,7 @@ def test_a_full_queue_is_tried_again(plane: Plane) -> None:
     assert plane.clock.timers == 0
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_who_is_served_by_one_entry_waits_in_one_line(plane: Plane) -> None:
     """However many names they make up: there is one try at a time, and the first is first."""
     backend = plane.backend("_default", backlog=0)
@@ -191,6 +200,7 @@ def test_nobody_waits_where_it_is_not_the_backend_that_is_missing(plane: Plane) 
     assert plane.connections.totals.refused == {"link_loop": 1}
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_newcomers_go_to_the_end_of_the_line(plane: Plane) -> None:
     """Who waits has one timer with all others, and gets in before who comes later."""
     backend = plane.backend("a.example", backlog=0)
@@ -214,6 +224,7 @@ def test_newcomers_go_to_the_end_of_the_line(plane: Plane) -> None:
     assert plane.clock.timers == 0
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_who_ends_leaves_the_line(plane: Plane) -> None:
     plane.backend("a.example", backlog=0)
     plane.client(HELLO)

@@ -131,6 +131,7 @@ def test_tables_of_connections_are_empty_without_connections(plane: Plane) -> No
     shared = plane.connections
     plane.until(lambda: len(shared.relay.leaving) == 1)
     assert (len(shared.undecided), len(shared.farewells), len(shared.lines)) == (1, 1, 1)
+    assert len(shared.hourly) == 3  # those that have a host
     assert shared._kept > 0
     plane.read(refused, 99)
     for client in (first, waiting, undecided, refused, half_closed):
@@ -140,7 +141,13 @@ def test_tables_of_connections_are_empty_without_connections(plane: Plane) -> No
     plane.until(lambda: shared.totals.open == 0)
     plane.clock.advance(1)
     assert shared._kept == 0
-    tables = (shared.undecided, shared.farewells, shared.lines, shared.relay.leaving)
+    tables = (
+        shared.undecided,
+        shared.farewells,
+        shared.lines,
+        shared.relay.leaving,
+        shared.hourly,
+    )
     assert not any(map(len, tables))
     assert plane.poller.watchers() == []
 

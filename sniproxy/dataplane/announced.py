@@ -111,9 +111,9 @@ class AnnouncedArrival(Arrival):
             self._connections.keep(self, self.kept + self._given.length)
         return more
 
-    def _header(self, version: int) -> bytes:
+    def _header(self, version: int, tlvs: bytes = b"") -> bytes:
         given = self._given
-        return self._encoded(version, self.local_address(), b"" if given is None else given.tlvs)
+        return super()._header(version, tlvs if given is None else given.tlvs)
 
     def bid(self) -> bool | None:
         return None if self._given is None else super().bid()

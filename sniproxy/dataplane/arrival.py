@@ -6,20 +6,12 @@ again. Otherwise it waits: for the rest of the hello, or in line for room in the
 queue or for a descriptor, all within ``PATIENCE``.
 """
 
-from socket import (
-    AF_UNIX,
-    MSG_DONTWAIT,
-    SO_ERROR,
-    SOCK_NONBLOCK,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    SocketType,
-)
+from socket import AF_UNIX, MSG_DONTWAIT, SOCK_NONBLOCK, SOCK_STREAM, SocketType
 from sys import intern
 
 from sniproxy.dataplane.connections import PATIENCE, Connections
 from sniproxy.dataplane.counts import CONNECTIONS, FAULTS, Numbers
-from sniproxy.dataplane.ending import lost
+from sniproxy.dataplane.ending import lost, pending
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.record import log_connection
@@ -142,7 +134,7 @@ class Arrival:
             while self._read():
                 pass
         elif mask & ERROR:
-            error = self._socket.getsockopt(SOL_SOCKET, SO_ERROR)
+            error = pending(self._socket)
             if error:
                 self.end(lost("client", error))
 
@@ -254,6 +246,8 @@ class Arrival:
         connections = self._connections
         if self._watched or connections.log.connections:  # else it was here when it was accepted
             self.decided_at = connections.clock()
+            if connections.log.connections:
+                connections.hourly.start(self)
         self._repeated = connections.loops.again(received)
         line = self._connect(received)
         if line is not None:
@@ -461,13 +455,11 @@ class Arrival:
             counts.hello.took(decided - self.accepted_at)
         counts.backend.took(self._connections.clock() - decided)
 
-    def _header(self, version: int) -> bytes:
-        return self._encoded(version, self.local_address())
-
-    def _encoded(self, version: int, destination: SocketAddress, tlvs: bytes = b"") -> bytes:
+    def _header(self, version: int, tlvs: bytes = b"") -> bytes:
+        client, local = self.client_address(), self.local_address()
         if version == 1:
-            return proxy_header.version_1(self.client_address(), destination)
-        return proxy_header.version_2(self.client_address(), destination, self.host, tlvs)
+            return proxy_header.version_1(client, local)
+        return proxy_header.version_2(client, local, self.host, tlvs)
 
     # The end.
 
@@ -515,4 +507,13 @@ class Arrival:
         """Log the end of this connection, where such lines are wanted."""
         connections = self._connections
         if connections.log.connections:
+            connections.hourly.stop(self)
             log_connection(connections.log, self, connections.clock(), how, up, down)
+
+    def log_open(self) -> None:
+        """Log that it goes on (``hourly.Lasting``), if it is relayed."""
+        connections = self._connections
+        end = connections.poller.watcher(self._socket.fileno())
+        if isinstance(end, End) and end.record is self:
+            up, down = end.moved, end.peer.moved
+            log_connection(connections.log, self, connections.clock(), "open", up, down)

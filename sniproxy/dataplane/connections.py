@@ -13,6 +13,7 @@ from typing import Protocol
 from sniproxy.dataplane.asking import Asking
 from sniproxy.dataplane.barred import Barred
 from sniproxy.dataplane.counts import ACCEPTED, Counts, Numbers
+from sniproxy.dataplane.hourly import Hourly
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End, Relay
@@ -119,6 +120,8 @@ class Connections:
         self.farewells: Countdown[Closing] = Countdown(
             FAREWELL_PATIENCE, lambda one: poller.guard(one, one.close)
         )
+        self.hourly = Hourly(later, clock)
+        """Who is told of each hour, where connections are told of at all."""
         self._sweep = Sweep(later, _SWEEP, self.sweep)
         self._kept = 0
         self._refused_lately: Counter[str] = Counter()

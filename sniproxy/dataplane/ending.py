@@ -5,6 +5,7 @@ what is not acknowledged, and a router may say that there is no way to it.
 """
 
 import errno
+from socket import SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final
 
 _RESET = "reset_by_{}"
@@ -27,6 +28,11 @@ _WORDS = {
     errno.EHOSTDOWN: _UNREACHABLE,
     errno.ENONET: _UNREACHABLE,
 }
+
+
+def pending(stream: SocketType) -> int:
+    """Take the error (errno) that the kernel has noted for a socket, 0 where there is none."""
+    return stream.getsockopt(SOL_SOCKET, SO_ERROR)
 
 
 def lost(who: str, error: int | None = None) -> str:

@@ -154,6 +154,8 @@ def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bo
         end.host = intern(state.directory)
     # They were counted there.
     connections.told[end] = state.up.moved, state.down.moved
+    if record is not None and connections.log.connections:
+        connections.hourly.start(record)
     return guard(end, functools.partial(relay_on, end, state, carried.unsent))
 
 

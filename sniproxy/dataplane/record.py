@@ -30,7 +30,7 @@ class Record(Protocol):
 
 
 def log_connection(log: Log, record: Record, now: float, how: str, up: int, down: int) -> None:
-    """Log one line of a connection: how it ended, and the bytes each way."""
+    """Log one line of a connection: how it ended, or that it is open, and the bytes each way."""
     try:
         local = address_text(record.local_address())
     except OSError:

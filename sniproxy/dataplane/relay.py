@@ -13,11 +13,11 @@ pipe, at a third of the cost of the copy.
 import os
 import select
 from collections.abc import Callable
-from socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SO_ERROR, SOL_SOCKET, SocketType
+from socket import AF_UNIX, MSG_DONTWAIT, SHUT_WR, SocketType
 from typing import Final
 
 from sniproxy.dataplane.counts import Numbers
-from sniproxy.dataplane.ending import CLIENT_LOST, lost
+from sniproxy.dataplane.ending import CLIENT_LOST, lost, pending
 from sniproxy.dataplane.pipes import BULK, MAX_PIPES, Pipe, Pipes
 from sniproxy.dataplane.poller import ERROR, GONE, HANG_UP, READ, WRITE, Poller, hang_up
 from sniproxy.dataplane.record import Record
@@ -269,7 +269,7 @@ class End:
         # No read tells of an error that came with the end of the stream, or while we don't read.
         # An event may be stale; the socket itself knows.
         if mask & ERROR and self.ended != OVER:
-            error = self.socket.getsockopt(SOL_SOCKET, SO_ERROR)
+            error = pending(self.socket)
             if error:
                 self.failed(error)
         if mask & GONE and not self.ended:
