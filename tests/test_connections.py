@@ -33,7 +33,7 @@ def test_refusals_are_counted_once_a_minute(plane: Plane) -> None:
         plane.read(plane.client(wire), 99)
     assert plane.reports == []
     plane.clock.advance(61)
-    counts = {"count": 3, "not_a_handshake_record": 2, "no_such_host": 1}
+    counts = {"count": 3, "not_a_handshake_record": 2, "no_such_host": 1, "name:no.example": 1}
     assert plane.reports == [("refused", counts)]
     plane.clock.advance(200)
     assert len(plane.reports) == 1

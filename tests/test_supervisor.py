@@ -185,3 +185,18 @@ def test_no_renewal_before_all_serve(first: supervisor.Supervisor) -> None:
     assert renewed.asked == 1
     first._renew()
     assert renewed.asked == 2
+
+
+def test_once_a_minute_the_most_refused_names_of_all_workers(
+    first: supervisor.Supervisor, tmp_path: pathlib.Path
+) -> None:
+    ours, theirs = Channel.pair()
+    for count in (2, 5):
+        theirs.send("refused", **{"count": count, "no_such_host": count, "name:a.example": count})
+        assert first._receive(Worker(0, ours))
+    for _ in range(2):
+        assert not first._report_refusals()
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith(" event=refused count=7 no_such_host=7 names=a.example:7")
+    theirs.close()
+    ours.close()

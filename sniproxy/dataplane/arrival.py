@@ -470,7 +470,7 @@ class Arrival:
         record = b"" if refused.alert is None else alert_record(refused.alert)
         self._let_go()
         if refused.reason != "no_hello":  # so balancers see whether we are there
-            connections.refused(refused.reason)
+            connections.refused(refused.reason, "" if refused.name else self.host)
         self.log_end(f"refused:{refused.reason}", 0, 0)
         try:
             self._socket.send(record, MSG_DONTWAIT)

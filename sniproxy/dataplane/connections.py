@@ -16,6 +16,7 @@ from sniproxy.dataplane.counts import ACCEPTED, Counts, Numbers
 from sniproxy.dataplane.hourly import Hourly
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
+from sniproxy.dataplane.refusals import Refusals
 from sniproxy.dataplane.relay import End, Relay
 from sniproxy.dataplane.shares import Shares, Undecided
 from sniproxy.dataplane.sweep import Countdown, Sweep
@@ -124,7 +125,7 @@ class Connections:
         """Who is told of each hour, where connections are told of at all."""
         self._sweep = Sweep(later, _SWEEP, self.sweep)
         self._kept = 0
-        self._refused_lately: Counter[str] = Counter()
+        self._refused_lately = Refusals()
         self._report = report
         self._refusals = Sweep(later, REFUSALS_REPORT, self.report_refusals)
 
@@ -183,19 +184,20 @@ class Connections:
         undecided, farewells = self.undecided.sweep(now), self.farewells.sweep(now)
         return undecided or farewells
 
-    def refused(self, reason: str) -> None:
-        """Count a refusal, for the totals and for the line once a minute."""
+    def refused(self, reason: str, name: str) -> None:
+        """Count a refusal of a host name, or of an empty one, for the totals and for the line once
+        a minute."""
         self._refusals.wake()
         self.totals.refused[reason] += 1
         self.counts.reasons.row(reason)[0] += 1
-        self._refused_lately[reason] += 1
+        self._refused_lately.count(reason, name)
 
     def report_refusals(self) -> bool:
         """Report the refusals since the last report, if there were any. Never wants to be called
         again: the next refusal sees to that."""
-        if self._refused_lately:
-            count = self._refused_lately.total()
-            self._report("refused", count=count, **self._refused_lately)
+        fields = self._refused_lately.fields()
+        if fields:
+            self._report("refused", **fields)
             self._refused_lately.clear()
         return False
 

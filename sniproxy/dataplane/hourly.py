@@ -17,11 +17,11 @@ HOUR: Final = 3600.0
 PLACE: Final = 10.0
 """Seconds of a place of the wheel. A line comes so much after its hour at most, where few do."""
 
-PIECE: Final = 64
-"""Lines in a row before events have their turn: two milliseconds, and a fifth of what the log keeps
+PIECE: Final = 32
+"""Lines in a row before events have their turn: a millisecond, and a tenth of what the log keeps
 for a reader that is slow."""
 
-PAUSE: Final = 0.02
+PAUSE: Final = 0.01
 """Seconds from one piece to the next."""
 
 _PLACES: Final = int(HOUR / PLACE)

@@ -16,12 +16,3 @@ class Question:
         """Await nobody any more."""
         self.answered = not self.awaited
         self.awaited.clear()
-
-
-def sum_of(one: Fields, other: Fields) -> Fields:
-    """Add numbers to those of the same name; a word just stands."""
-    total = {**one}
-    for name, value in other.items():
-        have = total.get(name, 0)
-        total[name] = have + value if isinstance(have, int) and isinstance(value, int) else value
-    return total

@@ -19,6 +19,7 @@ from socket import socket
 from sniproxy import __version__, flavour
 from sniproxy.dataplane.address import host_and_port
 from sniproxy.dataplane.counts import Counts, totals
+from sniproxy.dataplane.refusals import readable
 from sniproxy.dataplane.tally import Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log, is_journal
@@ -165,6 +166,10 @@ class _Service:
         _log_unraisable(log)
         return log
 
+    def _tell(self, event: str, **fields: int | str) -> None:
+        """Log what a server reports."""
+        self._log.info(event, **readable(fields))
+
     def _log_start(self, **adopted: int | str) -> None:
         """Tell that a signal is now taken as we promise; where there are connections of the process
         before us, only together with what became of them."""
@@ -218,7 +223,7 @@ class _Service:
             copies,
             self._hosts,
             log,
-            log.info,
+            self._tell,
             alone=self._bound_by_us,
             desk=desk,
             counts=self._parts[0],
@@ -304,7 +309,7 @@ class _Service:
                 return  # it hangs; what is said meanwhile is not worth to wait for
             if gone and event != CROWDED:
                 # There is nobody any more to make one line of all workers'.
-                log.info(event, **fields)
+                self._tell(event, **fields)
 
         desk = None
         if self._resolvers is not None:

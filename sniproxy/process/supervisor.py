@@ -24,6 +24,7 @@ from sniproxy.dataplane.connections import REFUSALS_REPORT
 from sniproxy.dataplane.counts import Counts, totals
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.poller import Poller
+from sniproxy.dataplane.refusals import readable
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log
@@ -32,12 +33,13 @@ from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import Listening
 from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
 from sniproxy.process.parcel import Parcel
-from sniproxy.process.questions import Question, sum_of
+from sniproxy.process.questions import Question
 from sniproxy.process.renewal import Renewal
 from sniproxy.process.resolvers import Resolvers
 from sniproxy.process.server import BAR, CROWDED, DRAIN, FLUSH, HANGS, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.status import Status
+from sniproxy.process.sums import added
 from sniproxy.process.worker import NOBODY, Worker
 from sniproxy.status.overview import About
 
@@ -161,7 +163,7 @@ class Supervisor:
             for event in _LAST_WORDS:
                 fields = self._questions[event].fields
                 if fields:
-                    self._log.info(event, **fields)
+                    self._log.info(event, **readable(fields))
             self._log.flush()
             self._poller.close()
         except NO_MEMORY:
@@ -341,7 +343,7 @@ class Supervisor:
                 self._refusals.wake()
             if not question.awaited.isdisjoint((worker.number, NOBODY)):
                 # What can fail comes before the message is done, what is counted after it: once.
-                said = sum_of(question.fields, fields)
+                said = added(question.fields, fields)
                 worker.channel.done()
                 question.fields = said
                 question.awaited.discard(worker.number)
@@ -413,7 +415,7 @@ class Supervisor:
     def _report_refusals(self) -> bool:
         refused = self._questions[_REFUSED]
         if refused.fields:
-            self._log.info(_REFUSED, **refused.fields)
+            self._log.info(_REFUSED, **readable(refused.fields))
             refused.fields = {}
         return False
 

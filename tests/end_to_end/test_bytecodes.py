@@ -32,7 +32,9 @@ OURS = os.path.dirname(sniproxy.__file__)
 MANY = 64
 ANSWER = b"a" * 100
 
-CONNECTION = Budget(1890, "the usual hello's way, two sockets, two ends, and nine turns of 50; 38 to count it")
+CONNECTION = Budget(
+    1890, "the usual hello's way, two sockets, two ends, and nine turns of 50; 38 to count it"
+)
 ANNOUNCED = Budget(2123, "a header of version 2 before it, and the hello moved to its place")
 AMONG_MANY = Budget(1563, "the same, with turns for several")
 ROUND_TRIP = Budget(270, "two turns, two events, twice a read and a write")

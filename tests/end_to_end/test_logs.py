@@ -187,6 +187,21 @@ def test_what_a_line_says_of_who_and_what(start: Start) -> None:
     ]
 
 
+def test_the_most_refused_names_are_told(start: Start) -> None:
+    """Of all workers together; nothing that is no host name is among them."""
+    proxy = start()
+    proxy.directory("down.example")
+    for name, count in (("a.example", 3), ("down.example", 7), ("c.example", 5), ("d.example", 1)):
+        for _ in range(count):
+            assert proxy.ask(hello(name)) == alert(112)
+    for _ in range(9):
+        assert proxy.ask(hello('" names=x.example:99 ')) == alert(112)
+    assert proxy.stop(signal.SIGTERM) == 0
+    (line,) = [line for line in proxy.log.splitlines() if "event=refused " in line]
+    assert " count=25 " in line
+    assert line.endswith(" names=down.example:7,c.example:5,a.example:3")
+
+
 @pytest.mark.parametrize(
     ("wish", "told"), [("prefix", {"127.66.55.0/24", "2001:db8:1::/48"}), ("none", {"none"})]
 )
