@@ -20,6 +20,8 @@ import pytest
 import trustme
 import yaml
 
+from sniproxy.log.log import Clients, Level
+from sniproxy.process.settings import settings
 from tests.deployment.inside import manual
 from tests.deployment.inside.manual import block
 from tests.hello import extension, message, records, server_name
@@ -367,6 +369,96 @@ def test_each_name_of_envoy_is_made_a_host(tmp_path: pathlib.Path) -> None:
     names = {name for match in matches for name in match["server_names"]}
     hosts = made(block("operations.md", "From Envoy", 1), tmp_path)
     assert set(os.listdir(hosts)) == directories(names | {"*"})
+
+
+def test_the_example_of_the_log_says_what_the_proxy_understands() -> None:
+    commands = block("operations.md", "The log", 0)
+    (shipped,) = re.findall(r"^cp /usr/share/doc/sniproxy/examples/(\S+) ", commands, re.MULTILINE)
+    drop_in = (ROOT / "chroot" / shipped).read_text()
+    words = re.findall(r"^Environment=(\w+)=(\S+)$", drop_in, re.MULTILINE)
+    found = settings(dict(words))
+    assert found.complaints == []
+    assert (found.level, found.clients) == (Level.CONNECTIONS, Clients.PREFIX)
+
+
+LINES = (
+    "6 event=refused count=17 no_such_host=17 names=old.example:17",
+    "4 event=backend_fault host=blog.example error=failed",
+    "6 {} host=blog.example end=closed {}",
+    "6 {} host=blog.example end=reset_by_backend {}",
+    r'6 {} host="a host=blog.example end=reset_by_client \" x" end=refused:not_a_host_name {}',
+    r'6 {} host="a end=open " end=refused:not_a_host_name {}',
+    "6 {} host=other.example end=reset_by_backend {}",
+    "6 {} host=blog.example end=open {}",
+)
+"""Priorities and lines, with what all lines of connections have."""
+
+
+def written(line: str) -> str:
+    """Give one of these lines as it is written."""
+    return line[2:].format(
+        "event=connection client=192.0.2.7:5 local=192.0.2.1:443",
+        "hello_ms=1 seconds=1.0 bytes_up=1 bytes_down=1",
+    )
+
+
+def test_journalctl_finds_what_the_manual_says(tmp_path: pathlib.Path) -> None:
+    """In a journal of our own."""
+    program = need("systemd-journal-remote", "systemd-journal-remote", "/lib/systemd")
+    journal, exported = tmp_path / "x.journal", tmp_path / "export"
+    entries = [
+        f"__REALTIME_TIMESTAMP={1764216000000000 + number}\n__MONOTONIC_TIMESTAMP={number + 1}\n"
+        f"_BOOT_ID={'b' * 32}\n_MACHINE_ID={'c' * 32}\n_SYSTEMD_UNIT=sniproxy.service\n"
+        f"PRIORITY={line[0]}\nMESSAGE={written(line)}\n"
+        for number, line in enumerate(LINES)
+    ]
+    exported.write_text("\n".join(entries) + "\n")
+    accepted(program, "-o", journal, exported)
+    commands = block("operations.md", "journald", 0).replace("journalctl", '"$@"').splitlines()
+    for command, numbers in zip(commands, ([1], [0], [3], [7]), strict=True):
+        done = subprocess.run(
+            ["sh", "-euc", command, "sh", "journalctl", "--no-pager", f"--file={journal}"],
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        found = [one[one.index("event=") :] for one in done.stdout.splitlines()]
+        assert found == [written(LINES[number]) for number in numbers], command
+
+
+def test_readers_of_logfmt_are_told_fields_that_there_are() -> None:
+    """Debian has neither program: what they are told is read here, and not by them."""
+    line = written(LINES[2])
+    fields = {word.partition("=")[0] for word in line.split()}
+    labels = r"by \((\w+)\)|\| (?!logfmt)(?:unwrap )?(\w+)"
+    for query in block("operations.md", "Loki", 0).splitlines():
+        assert {one or other for one, other in re.findall(labels, query)} <= fields
+        assert query.count("(") == query.count(")")
+    vector = yaml.safe_load(block("operations.md", "Vector", 0))
+    (name, source), (_, transform) = (*vector["sources"].items(), *vector["transforms"].items())
+    assert source["include_units"] == ["sniproxy"]
+    assert transform["inputs"] == [name]
+    used = set(re.findall(r"\.(\w+)", transform["source"]))
+    assert {"event", "bytes_up"} < used - {"message"} <= fields
+
+
+def test_fail2ban_takes_what_the_manual_says_to_copy(tmp_path: pathlib.Path) -> None:
+    need("fail2ban-client", "fail2ban", folders=None)
+    configuration = tmp_path / "fail2ban"
+    shutil.copytree("/etc/fail2ban", configuration)
+    _, *copies, _ = block("operations.md", "fail2ban", 0).splitlines()
+    for command in copies:
+        ours = command.replace("/usr/share/doc/sniproxy/examples", str(ROOT / "chroot"))
+        accepted("sh", "-euc", ours.replace("/etc/fail2ban", str(configuration)))
+    done = subprocess.run(
+        ["fail2ban-client", "-c", configuration, "-d"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert "['add', 'sniproxy', 'systemd']" in done.stdout
 
 
 def test_from_nothing_takes_as_many_commands_as_it_says() -> None:
