@@ -10,8 +10,8 @@ from socket import AF_UNIX, MSG_DONTWAIT, SOCK_NONBLOCK, SOCK_STREAM, SocketType
 from sys import intern
 
 from sniproxy.dataplane.connections import PATIENCE, Connections
-from sniproxy.dataplane.counts import CONNECTIONS, FAULTS, Numbers
-from sniproxy.dataplane.ending import lost, pending
+from sniproxy.dataplane.counts import CONNECTIONS, FAULTS
+from sniproxy.dataplane.ending import lost, pending, words
 from sniproxy.dataplane.farewell import FAREWELL_BYTES, Farewell
 from sniproxy.dataplane.poller import ERROR
 from sniproxy.dataplane.record import log_connection
@@ -102,9 +102,9 @@ class Arrival:
 
     def carried(self) -> Carried:
         """Give what another process needs to go on with it: the hello is read anew there."""
-        received = bytes(self._received or b"")
+        received = self._received or b""
         state = Arriving(self.address, self.accepted_at, len(received))
-        return Carried(state, [self._socket], received)
+        return Carried(state, [self._socket], bytes(received))
 
     def part(self) -> None:
         """Give the socket up without ending the connection: another process has a copy."""
@@ -388,12 +388,9 @@ class Arrival:
         connections = self._connections
         directory = directory_name(self.entry)
         if refused.reason != NO_SUCH_HOST:
-            self._row(directory)[FAULTS] += 1
+            connections.row(directory, self.owner())[FAULTS] += 1
         if refused.alert == Alert.INTERNAL_ERROR:
-            # The system's words for a full queue would say that a resource is unavailable.
-            full = isinstance(error, BlockingIOError)
-            said = "accept queue full" if full else error.strerror or error
-            account = connections.account(directory)
+            account, said = connections.account(directory), words(error)
             connections.log.warning("backend_fault", account=account, host=self._line, error=said)
         self.refuse(refused, linger=not isinstance(self._backend, Spare))
 
@@ -416,7 +413,7 @@ class Arrival:
         record = self if self.announced or connections.log.connections else None
         moved = sent - ahead if sent > ahead else 0
         unsent = bytes(first[sent:]) if sent < len(first) else None
-        row = connections.counts.hosts.get(directory) or self._row(directory)
+        row = connections.counts.hosts.get(directory) or connections.row(directory, self.owner())
         # From here on both sockets are the relay's; should anything fail, it is to end them.
         end = self._relayed = connections.relay.join(
             self._socket, backend, record, watched=self._watched
@@ -427,7 +424,7 @@ class Arrival:
         end.row, end.accepted_at = row, self.accepted_at
         row[CONNECTIONS] += 1
         if self._watched:
-            self._count_time()
+            connections.counts.arrived(self.accepted_at, self.decided_at, connections.clock())
         if self._repeated:
             connections.loops.note(directory, end)
         if gone:
@@ -441,25 +438,9 @@ class Arrival:
             end.pump(True)
         self._relayed = None
 
-    def _row(self, directory: str) -> Numbers:
-        """Have a host counted."""
-        account = self._connections.hosts.account_of(directory, self.owner())
-        return self._connections.counts.host(directory, account)
-
-    def _count_time(self) -> None:
-        """Count how long it took, where it was not all done at its accept."""
-        counts, decided = self._connections.counts, self.decided_at
-        if decided is None:
-            decided = self.accepted_at
-        else:
-            counts.hello.took(decided - self.accepted_at)
-        counts.backend.took(self._connections.clock() - decided)
-
     def _header(self, version: int, tlvs: bytes = b"") -> bytes:
         client, local = self.client_address(), self.local_address()
-        if version == 1:
-            return proxy_header.version_1(client, local)
-        return proxy_header.version_2(client, local, self.host, tlvs)
+        return proxy_header.encoded(version, client, local, self.host, tlvs)
 
     # The end.
 

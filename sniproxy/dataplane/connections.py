@@ -136,6 +136,10 @@ class Connections:
             return self.hosts.account(directory)
         return self.hosts.account_of(directory, self.asking.owners.get(directory, 0))
 
+    def row(self, directory: str, owner: int) -> Numbers:
+        """Give what a host is counted in, whose ``owner`` (uid) it is."""
+        return self.counts.host(directory, self.hosts.account_of(directory, owner))
+
     def fault(self, error: Exception) -> None:
         """Log an exception that nobody expected; what caused it has been ended."""
         where = error.__traceback__

@@ -138,6 +138,13 @@ class Counts:
             self._of_one[account] = count + 1
         return self.hosts.row(directory)
 
+    def arrived(self, accepted_at: float, decided_at: float | None, now: float) -> None:
+        """Count how long it took until a backend has a connection: not all of it was done at its
+        accept. Where no time is noted, the hello was there then."""
+        if decided_at is not None:
+            self.hello.took(decided_at - accepted_at)
+        self.backend.took(now - (accepted_at if decided_at is None else decided_at))
+
     def rejoin(self) -> None:
         """Go on where another process, which has ended, has counted. Its owners' rows are not known
         as theirs any more."""

@@ -42,3 +42,10 @@ def lost(who: str, error: int | None = None) -> str:
 
 CLIENT_LOST: Final = frozenset(lost("client", error) for error in errno.errorcode)
 """Endings after which nothing reaches the client any more."""
+
+
+def words(error: OSError) -> object:
+    """Say what a backend has that can't be connected to. The system's words for a full queue would
+    say that a resource is unavailable."""
+    full = isinstance(error, BlockingIOError)
+    return "accept queue full" if full else error.strerror or error

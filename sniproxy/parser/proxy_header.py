@@ -226,6 +226,15 @@ def _crc32c_table() -> list[int]:
     return table
 
 
+def encoded(
+    version: int, client: SocketAddress, local: SocketAddress, host: str, tlvs: bytes = b""
+) -> bytes:
+    """Write the header of a version, 1 or 2; the first has room for nothing but the addresses."""
+    if version == 1:
+        return version_1(client, local)
+    return version_2(client, local, host, tlvs)
+
+
 def version_1(source: SocketAddress, destination: SocketAddress) -> bytes:
     """Encode the line of section 2.1: "UNKNOWN" for a client without TCP."""
     endpoints = _endpoints(source, destination)

@@ -18,6 +18,9 @@ from sniproxy.status.overview import About, Answered, Ask, Process
 REFRESH, PAGE = "refresh", "page"
 """Messages to a worker, and its answers to them."""
 
+TOTALS = "totals"
+"""The event of a line that SIGUSR1 asks for."""
+
 ANSWER = 1.0
 """Seconds that a worker has to answer."""
 

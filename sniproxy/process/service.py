@@ -36,7 +36,7 @@ from sniproxy.process.inherited import (
     same_file,
     stored_parcels,
 )
-from sniproxy.process.inquiries import PAGE, REFRESH
+from sniproxy.process.inquiries import PAGE, REFRESH, TOTALS
 from sniproxy.process.notify import notify
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.processors import usable
@@ -47,7 +47,7 @@ from sniproxy.process.server import BAR, CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
 from sniproxy.process.status import Status
-from sniproxy.process.supervisor import TOTALS, Supervisor
+from sniproxy.process.supervisor import Supervisor
 from sniproxy.process.worker import NOBODY
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.status.document import connection

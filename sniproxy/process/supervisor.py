@@ -31,7 +31,7 @@ from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import Listening
-from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
+from sniproxy.process.inquiries import PAGE, REFRESH, TOTALS, Inquiries
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.questions import Question
 from sniproxy.process.renewal import Renewal
@@ -48,9 +48,6 @@ STOP, STOP_NOW, LOOK = "stop", "stop_now", "look"
 COUNT, ADOPT, HAND_OVER, HANDED_OVER = "count", "adopt", "hand_over", "handed_over"
 """Messages: the first two from a worker, the others to it. Whatever else a worker sends is an event
 for the log, as are its answers to STOP and HAND_OVER."""
-
-TOTALS = "totals"
-"""The event of a line that SIGUSR1 asks for."""
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
