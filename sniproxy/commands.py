@@ -25,7 +25,8 @@ LISTEN_FDS) is the listening socket. There are no options but these:
 Try it:         sniproxy-listen 127.0.0.1:8443 sniproxy
 Environment:    SNIPROXY_LOG=error|info|connections, SNIPROXY_LOG_CLIENTS=full|prefix|none,
                 SNIPROXY_WORKERS=NUMBER, SNIPROXY_ACCEPT_PROXY=1, SNIPROXY_ISOLATE=1|0
-See also:       sniproxy-listen, sniproxy-check and sniproxy-hostname, each with --help
+See also:       sniproxy-listen, sniproxy-check, sniproxy-hostname and sniproxy-status, each with
+                --help
 Manual:         man 8 sniproxy
 """
 
@@ -95,11 +96,19 @@ def sniproxy_listen() -> int:
     return listen.main(sys.argv[1:])
 
 
+def sniproxy_status() -> int:
+    _end_at_interrupt()
+    from sniproxy.tools import look  # noqa: PLC0415
+
+    return look.main(sys.argv[1:])
+
+
 _COMMANDS = {
     "sniproxy": sniproxy,
     "sniproxy-hostname": sniproxy_hostname,
     "sniproxy-check": sniproxy_check,
     "sniproxy-listen": sniproxy_listen,
+    "sniproxy-status": sniproxy_status,
 }
 
 

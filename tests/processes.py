@@ -15,6 +15,7 @@ NUMBERS = {
     "clone": {"x86_64": 56, "aarch64": 220},
     "socket": {"x86_64": 41, "aarch64": 198},
     "setsockopt": {"x86_64": 54, "aarch64": 208},
+    "write": {"x86_64": 1, "aarch64": 64},
     "splice": {"x86_64": 275, "aarch64": 76},
     "ftruncate": {"x86_64": 77, "aarch64": 46},
 }

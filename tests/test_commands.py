@@ -11,7 +11,7 @@ import pytest
 from sniproxy import __version__, commands
 from sniproxy.version import version_line
 
-NAMES = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen"]
+NAMES = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status"]
 
 
 def call(

@@ -65,7 +65,13 @@ def tool(target: pathlib.Path, name: str, *arguments: str) -> subprocess.Complet
 
 
 def test_every_command_says_so(hashed: pathlib.Path) -> None:
-    for name in ("sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen"):
+    for name in (
+        "sniproxy",
+        "sniproxy-hostname",
+        "sniproxy-check",
+        "sniproxy-listen",
+        "sniproxy-status",
+    ):
         assert re.fullmatch(rf"{name} \S+ \(hashed\)\n", tool(hashed, name, "--version").stdout)
 
 

@@ -59,6 +59,7 @@ def test_everything_has_its_place(repository: Path) -> None:
         "bin/sniproxy-check",
         "bin/sniproxy-hostname",
         "bin/sniproxy-listen",
+        "bin/sniproxy-status",
         "chroot/s6/run",
         "chroot/sniproxy.service",
         "docs/design.md",

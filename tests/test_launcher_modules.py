@@ -10,6 +10,8 @@ import pytest
 
 from launcher.chain import interpreter, modules, training
 from launcher.chain.failure import BuildFailure
+from tests.status_stub import document, host, ok, stub
+from tests.terminal import terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -146,6 +148,7 @@ def test_the_guard_guards(selection: modules.Selection) -> None:
         (("sniproxy-hostname", "--help"), "usage: "),
         (("sniproxy-check", "--help"), "usage: "),
         (("sniproxy-listen", "--help"), "usage: "),
+        (("sniproxy-status", "--help"), "usage: "),
     ],
 )
 def test_each_command_runs_with_no_other(
@@ -164,6 +167,19 @@ def test_the_check_runs_with_no_other(selection: modules.Selection, tmp_path: Pa
         done = run(guarded(selection, CALL, "sniproxy-check", *form), tmp_path)
         assert "not in the executable" not in done.stderr
         assert "a.example" in done.stdout
+
+
+@only_3_11
+def test_the_status_is_shown_with_no_other(selection: modules.Selection, tmp_path: Path) -> None:
+    with stub(tmp_path / "status", lambda _: ok(document(host("a.example")))):
+        for form in ([], ["--json"]):
+            words = ("sniproxy-status", "--socket", str(tmp_path / "status"), *form)
+            done = run(guarded(selection, CALL, *words))
+            assert (done.stderr, "a.example" in done.stdout) == ("", True)
+        with terminal(*guarded(selection, CALL, *words[:3], "--watch")) as shown:
+            shown.shows("a.example")
+            shown.type("q")
+            assert shown.ends() == 0
 
 
 @only_3_11

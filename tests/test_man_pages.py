@@ -16,6 +16,8 @@ import pytest
 from sniproxy.commands import USAGE_ERROR
 from sniproxy.dataplane.ending import CLIENT_LOST
 from sniproxy.resolver import hosts
+from sniproxy.tools.tables import CONNECTIONS, HOSTS_WATCHED
+from tests import status_stub
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "man").glob("*.[18]"))
@@ -59,6 +61,7 @@ def test_there_is_a_page_for_each_command() -> None:
         "sniproxy-check.8",
         "sniproxy-hostname.1",
         "sniproxy-listen.8",
+        "sniproxy-status.8",
         "sniproxy.8",
     ]
 
@@ -152,6 +155,28 @@ def test_the_example_of_a_check_is_right(tmp_path: pathlib.Path) -> None:
         shop.bind(f"{tmp_path}/shop.example/tls-socket")
         printed = tool(page, str(tmp_path), status=1)
     assert printed == example[1].replace("www-data", pwd.getpwuid(os.geteuid()).pw_name)
+
+
+def test_the_example_of_a_status_is_right(tmp_path: pathlib.Path) -> None:
+    page = next(page for page in PAGES if page.stem == "sniproxy-status")
+    example = re.search(r"\$ sniproxy-status\n((?:[^.].*\n|\n)+)", text_of(page))
+    assert example
+    hosts = [
+        status_stub.host("shop.example"),
+        status_stub.host("blog.example", open=5, bytes_down=3 << 20),
+    ]
+    said = status_stub.ok(status_stub.document(*hosts))
+    with status_stub.stub(tmp_path / "status", lambda _: said):
+        assert tool(page, "--socket", f"{tmp_path}/status") == example[1]
+
+
+def test_the_keys_of_a_status_are_told() -> None:
+    text = text_of(next(page for page in PAGES if page.stem == "sniproxy-status"))
+    of_hosts, of_connections = text.partition("Others sort:")[2].split("of connections")
+    for columns, told in ((HOSTS_WATCHED, of_hosts), (CONNECTIONS, of_connections)):
+        assert re.findall(r"^\.Li (\w)\b", told, re.MULTILINE)[: len(columns)] == [
+            column.key for column in columns
+        ]
 
 
 def test_the_line_for_inetd_is_the_one_that_is_tried() -> None:

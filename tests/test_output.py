@@ -10,7 +10,7 @@ import pytest
 
 from sniproxy.tools.output import complain, escaped, shown, tell
 
-COMMANDS = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen"]
+COMMANDS = ["sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status"]
 
 
 def run(
@@ -47,6 +47,8 @@ def run(
         ("sniproxy-hostname", ["a.example"], 1),
         ("sniproxy-listen", ["--version"], 1),
         ("sniproxy-listen", ["--help"], 1),
+        ("sniproxy-status", ["--version"], 1),
+        ("sniproxy-status", ["--help"], 1),
         ("sniproxy-check", ["--version"], 2),
         ("sniproxy-check", ["--help"], 2),
         ("sniproxy-check", ["{}"], 2),

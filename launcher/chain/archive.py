@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from .components import Component
 from .failure import BuildFailure
 
-NAMES = ("sniproxy-hostname", "sniproxy-check", "sniproxy-listen")
+NAMES = ("sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status")
 """The commands besides ``sniproxy``, which are links to it."""
 
 PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE")

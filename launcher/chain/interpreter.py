@@ -80,6 +80,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "resource": ("resource.c",),
     "select": ("selectmodule.c",),
     "syslog": ("syslogmodule.c",),
+    "termios": ("termios.c",),
     "unicodedata": ("unicodedata.c",),
 }
 """The extension modules that go in besides those that CPython can't be built without, and their

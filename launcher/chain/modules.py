@@ -120,9 +120,8 @@ NEVER_TAKEN: dict[str, str] = {
     "readline": "not interactive",
     "statistics": "no statistics",
     "tempfile": "no temporary files",
-    "termios": "not interactive",
     "tracemalloc": "debugger",
-    "tty": "not interactive",
+    "tty": "no terminal but by termios",
     "urllib.parse": "no URLs",
     "zlib": "no archives",
 }

@@ -31,7 +31,9 @@ from sniproxy.tools.way import MOST_LINKS, MOST_STEPS, Ground, Link, MazeError, 
 _NOT_HOSTS = frozenset({"dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var"})
 """Directories that a jail holds besides hosts; passed over where there is no socket in them."""
 
-_COMMANDS = frozenset({"sniproxy", "sniproxy-check", "sniproxy-hostname", "sniproxy-listen"})
+_COMMANDS = frozenset(
+    {"sniproxy", "sniproxy-check", "sniproxy-hostname", "sniproxy-listen", "sniproxy-status"}
+)
 """The executable and the links to it in a jail; passed over where they are no directories."""
 
 _LEFT_LYING = re.compile(

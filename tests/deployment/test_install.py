@@ -21,7 +21,7 @@ from tests.end_to_end.harness import Backend, read_all
 from tests.hello import hello
 from tests.ports import free_port
 
-COMMANDS = ("sniproxy-check", "sniproxy-hostname", "sniproxy-listen")
+COMMANDS = ("sniproxy-check", "sniproxy-hostname", "sniproxy-listen", "sniproxy-status")
 
 BUILD = pathlib.Path("chroot", "debian", "build")
 

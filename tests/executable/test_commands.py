@@ -1,7 +1,9 @@
 """One file serves every command, by the last component of the name that it is called by."""
 
+import grp
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,9 +11,12 @@ import subprocess
 import pytest
 
 from tests.end_to_end.harness import TIMEOUT, directory_name, wait_until
+from tests.executable.test_files import since_exec
 from tests.executable.tracing import finished, traced
+from tests.status_stub import document, host, ok, stub
+from tests.terminal import terminal
 
-COMMANDS = ("sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen")
+COMMANDS = ("sniproxy", "sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status")
 
 
 @pytest.fixture(params=COMMANDS)
@@ -118,6 +123,46 @@ def test_check_looks_as_from_a_root_directory(
             proxy.wait()
 
 
+@pytest.mark.parametrize("name", ["sniproxy-status"], indirect=True)
+def test_status(link: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "status"
+    with stub(path, lambda _: ok(document(host("a.example")))):
+        for form in ([], ["--json"]):
+            done = run(link, "--socket", str(path), *form)
+            assert (done.returncode, "a.example" in done.stdout) == (0, True), done.stderr
+        with terminal(str(link), "--socket", str(path), "--watch", "0.1") as shown:
+            shown.shows("a.example", "q quit")
+            shown.type("n")
+            shown.shows("sorted by host")
+            shown.type("\x03")
+            assert (shown.ends(), shown.is_as_before) == (-signal.SIGINT, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("name", ["sniproxy-status"], indirect=True)
+def test_the_group_of_who_may_connect_is_told_without_plugins(
+    executable: pathlib.Path, link: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    trace = tmp_path / "trace"
+    link.unlink()
+    shutil.copyfile(executable, link)  # the other may be in a directory that is closed to strangers
+    link.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o7777 == 0o700:  # pytest's own
+            folder.chmod(0o755)
+    with stub(tmp_path / "status", lambda _: None):
+        os.chown(tmp_path / "status", 0, grp.getgrnam("adm").gr_gid)
+        (tmp_path / "status").chmod(0o660)
+        stranger = ["setpriv", "--reuid", str(STRANGER), "--clear-groups"]
+        program = traced([*stranger, str(link), "--socket", f"{tmp_path}/status"], trace)
+        process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    told = f"Permission denied (uid {STRANGER} may not connect: those in the group adm may)\n"
+    assert (process.returncode, errors.endswith(told)) == (1, True), errors
+    since = since_exec(finished(trace, process.pid), str(link))
+    assert not [line for line in since if "nss" in line or ".so" in line]
+
+
 @pytest.mark.parametrize("name", ["sniproxy-listen"], indirect=True)
 def test_listen_gives_the_command_its_environment_back(link: pathlib.Path) -> None:
     for zone in ({}, {"TZ": "Antarctica/Troll"}):
@@ -145,6 +190,7 @@ def test_a_directory_as_standard_input(
         "sniproxy-hostname": ([], 0, ""),
         "sniproxy-check": (["nowhere"], 2, "nowhere"),
         "sniproxy-listen": (["127.0.0.1:0", "true"], 0, ""),
+        "sniproxy-status": (["--socket", "nowhere"], 1, "nowhere"),
     }[name]
     directory = os.open(tmp_path, os.O_RDONLY)
     try:

@@ -178,7 +178,9 @@ def test_paths_of_counting_the_workers_in_a_jail(
     assert start == START | {("newfstatat", "/")}
 
 
-@pytest.mark.parametrize("name", ["sniproxy-hostname", "sniproxy-check", "sniproxy-listen"])
+@pytest.mark.parametrize(
+    "name", ["sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status"]
+)
 def test_the_other_commands_touch_no_file_at_their_start(
     executable: pathlib.Path, tmp_path: pathlib.Path, name: str
 ) -> None:

@@ -28,7 +28,7 @@ def version() -> str:
 
 
 def test_what_it_brings() -> None:
-    for name in ("sniproxy-hostname", "sniproxy-check", "sniproxy-listen"):
+    for name in ("sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status"):
         assert os.readlink(f"/usr/bin/{name}") == "sniproxy"
     assert run("systemctl", "is-enabled", "sniproxy.socket").strip() == "enabled"
     account = run("getent", "passwd", "sniproxy").strip().split(":")
