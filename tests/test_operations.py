@@ -175,6 +175,10 @@ def test_nginx_accepts_the_servers_with_certificates_by_http(tmp_path: pathlib.P
     nginx_accepts(plain + tls, "http", tmp_path)
 
 
+def test_nginx_accepts_who_lets_prometheus_in(tmp_path: pathlib.Path) -> None:
+    nginx_accepts(block("operations.md", "Prometheus", 2), "http", tmp_path)
+
+
 def connected(process: "subprocess.Popen[bytes]", port: int, log: pathlib.Path) -> socket.socket:
     """Connect to a program as soon as it listens on a port of 127.0.0.1."""
     while process.poll() is None:

@@ -31,6 +31,8 @@ def test_what_it_brings() -> None:
     for name in ("sniproxy-hostname", "sniproxy-check", "sniproxy-listen", "sniproxy-status"):
         assert os.readlink(f"/usr/bin/{name}") == "sniproxy"
     assert run("systemctl", "is-enabled", "sniproxy.socket").strip() == "enabled"
+    # Nobody looks in unless asked to.
+    assert shown("UnitFileState", "sniproxy-status.socket") == "disabled"
     account = run("getent", "passwd", "sniproxy").strip().split(":")
     assert account[5:] == ["/srv/sniproxy", "/usr/sbin/nologin"]
     hosts = pathlib.Path("/srv/sniproxy").stat()

@@ -100,7 +100,8 @@ def test_the_exposure_is_low() -> None:
 
 
 def test_systemd_finds_no_fault_in_the_units() -> None:
-    for unit in ("sniproxy.socket", "sniproxy.service", "sniproxy-stale.service"):
+    units = ("sniproxy.socket", "sniproxy.service", "sniproxy-stale.service")
+    for unit in (*units, "sniproxy-status.socket"):
         complaints = run("systemd-analyze", "verify", "--man=no", unit, check=False).splitlines()
         # The executable is there only while the service starts.
         assert [line for line in complaints if "/sniproxy is not executable" not in line] == []
