@@ -72,10 +72,10 @@ class Status:
         visitor = _Visitor(self, wire)
         try:
             self._sweep.wake()
+            answered = [one for one in self.visitors if one.over]
             busy = [one for one in self.visitors if not one.over]
-            if len(self.visitors) >= 2 * MOST_AT_ONCE:
-                wire.close()
-                return
+            if len(answered) >= MOST_AT_ONCE:  # they have their answer, and do not leave
+                answered[0].close()
             self.visitors.start(visitor, monotonic())
             self.poller.watch(wire.fileno(), visitor)
             if len(busy) >= MOST_AT_ONCE:

@@ -1,0 +1,279 @@
+"""What status sockets say agrees with what clients did, whoever has died meanwhile."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.harness import (
+    TIMEOUT,
+    Backend,
+    Running,
+    children,
+    directory_name,
+    passed,
+    read_exactly,
+    wait_until,
+)
+from tests.hello import hello
+
+HOST = "a.example"
+HELLO = hello(HOST)
+Pair = tuple[socket.socket, socket.socket]
+
+
+class World:
+    """A proxy with a status socket, its backend, and clients."""
+
+    def __init__(self, running: Running, folder: pathlib.Path, backend: Backend, host: str) -> None:
+        self.running = running
+        self.folder = folder
+        self.backend = backend
+        self.host = host
+
+    def visit(self) -> socket.socket:
+        visitor = socket.socket(socket.AF_UNIX)
+        visitor.settimeout(TIMEOUT)
+        visitor.connect(str(self.folder / "status"))
+        return visitor
+
+    def answer(self, request: bytes) -> bytes:
+        """Give the whole answer to these bytes."""
+        with self.visit() as visitor:
+            visitor.sendall(request)
+            return b"".join(iter(lambda: visitor.recv(65536), b""))
+
+    def get(self, path: str, more: str = "") -> str:
+        said = self.answer(f"GET {path} HTTP/1.0\r\n{more}\r\n".encode())
+        head, _, body = said.decode().partition("\r\n\r\n")
+        assert head.startswith("HTTP/1.1 200 OK\r\n"), said
+        return body
+
+    def document(self, query: str = "") -> Any:
+        return json.loads(self.get(f"/status.json{query}"))
+
+    def metric(self, name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics"), re.MULTILINE)
+        return float(found[1]) if found else -1
+
+    def connect(self, wire: bytes = HELLO) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(TIMEOUT)
+        client.connect(str(self.folder / "clients"))
+        client.sendall(wire)
+        return client
+
+    def relayed(self) -> Pair:
+        client = self.connect()
+        stream = self.backend.accept()
+        assert read_exactly(stream, len(HELLO)) == HELLO
+        return client, stream
+
+    def talk(self, pair: Pair, up: int, down: int) -> None:
+        for one, other, size in ((*pair, up), (*reversed(pair), down)):
+            one.sendall(bytes(size))
+            read_exactly(other, size)
+
+    def refused(self, name: str = "b.example") -> None:
+        with self.connect(hello(name)) as client:
+            assert client.recv(7)
+
+
+@pytest.fixture
+def world(
+    command: list[str],
+    workers: str,
+    hashed: bool,
+    tmp_path: pathlib.Path,
+    backend_of: Callable[..., Backend],
+) -> Iterator[World]:
+    host = directory_name(hashed, HOST)
+    directory = tmp_path / "hosts" / host
+    directory.mkdir(parents=True)
+    backend = backend_of(directory, 100)
+    sockets = []
+    for name in ("status", "clients"):
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(str(tmp_path / name))
+        made.listen(100)
+        sockets.append((name, made))
+    words = passed(command, sockets)
+    with Running(tmp_path, *words, SNIPROXY_WORKERS=workers) as running:
+        for _, made in sockets:
+            made.close()
+        yield World(running, tmp_path, backend, host)
+
+
+def test_counts_agree_with_what_clients_did(world: World) -> None:
+    pairs = [world.relayed() for _ in range(4)]
+    for pair in pairs:
+        world.talk(pair, 1000, 70_000)
+    for end in pairs.pop():
+        end.close()
+    world.refused()
+    world.refused()
+    wait_until(lambda: world.document()["connections"]["open"] == 3)
+    said = world.document("?connections=100")
+    up, down = 4 * (len(HELLO) + 1000), 4 * 70_000
+    assert said["connections"]["accepted"] == 6
+    assert said["connections"]["refused"] == {"no_such_host": 2}
+    assert (said["bytes_up"], said["bytes_down"]) == (up, down)
+    assert said["hosts"] == [
+        {
+            "host": world.host,
+            "open": 3,
+            "connections": 4,
+            "bytes_up": up,
+            "bytes_down": down,
+            "backend_faults": 0,
+        }
+    ]
+    rows = said["open_connections"]
+    assert [row["state"] for row in rows] == ["relaying"] * 3
+    assert {row["host"] for row in rows} == {world.host}
+    assert {(row["bytes_up"], row["bytes_down"]) for row in rows} == {(len(HELLO) + 1000, 70_000)}
+    assert said["next"] is None
+    assert said["hello_seconds"]["count"] == said["backend_seconds"]["count"] == 4
+    label = f'{{host="{world.host}"}}'
+    assert world.metric(f"sniproxy_host_sent_bytes_total{label}") == down
+    assert world.metric("sniproxy_connections_accepted_total") == 6
+    # Looked at again, nothing is counted twice; and what ends is counted for the rest only.
+    world.talk(pairs[0], 5, 7)
+    for pair in pairs:
+        for end in pair:
+            end.close()
+    wait_until(lambda: world.document()["connections"]["open"] == 0)
+    assert world.metric("sniproxy_received_bytes_total") == up + 5
+    assert world.metric("sniproxy_sent_bytes_total") == down + 7
+
+
+def test_a_backend_that_is_not_there_is_a_fault_of_its_host(world: World) -> None:
+    world.backend.listening.close()
+    world.refused(HOST)
+    (host,) = world.document()["hosts"]
+    assert (host["host"], host["connections"], host["backend_faults"]) == (world.host, 0, 1)
+
+
+def test_connections_are_paged(world: World) -> None:
+    pairs = [world.relayed() for _ in range(7)]
+    undecided = world.connect(HELLO[:9])
+    wait_until(lambda: world.document()["connections"]["open"] == 8)
+    rows, after = [], ""
+    while after is not None:
+        said = world.document(f"?connections=3{after and '&after='}{after}")
+        assert len(said["open_connections"]) <= 3
+        rows += said["open_connections"]
+        after = said["next"]
+    assert sorted(row["state"] for row in rows) == ["hello", *["relaying"] * 7]
+    undecided.close()
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+def test_no_count_goes_back_when_a_worker_dies(world: World, workers: str) -> None:
+    if workers == "1":
+        pytest.skip("not applicable: there is no other process")
+    pid = world.running.process.pid
+    pair = world.relayed()
+    world.talk(pair, 1000, 2000)
+    world.refused()
+    before = world.document()
+    for worker in children(pid):
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: world.document()["worker_restarts"] == int(workers))
+    wait_until(lambda: len(world.document()["workers"]) == int(workers))
+    after = world.document()
+    assert after["started"] == before["started"]
+    assert after["connections"] == {**before["connections"], "open": 0}
+    for name in ("bytes_up", "bytes_down"):
+        assert after[name] == before[name]
+    again = world.relayed()
+    (host,) = world.document()["hosts"]
+    assert (host["connections"], host["open"]) == (2, 1)
+    for end in (*pair, *again):
+        end.close()
+
+
+def test_a_worker_that_hangs_holds_up_nobody(world: World, workers: str) -> None:
+    if workers == "1":
+        pytest.skip("not applicable: there is no other process")
+    hanging = children(world.running.process.pid)[0]
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        said = world.document("?connections=10")
+        answered = {one["pid"]: one["answered"] for one in said["workers"]}
+        assert answered.pop(hanging) is False
+        assert all(answered.values())
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    wait_until(lambda: all(one["answered"] for one in world.document()["workers"]))
+
+
+def test_a_renewal_is_a_reset_that_is_seen(world: World) -> None:
+    pair = world.relayed()
+    world.talk(pair, 1000, 2000)
+    before = world.document()
+    world.running.process.send_signal(signal.SIGUSR2)
+    wait_until(lambda: world.running.log.count("event=start ") == 2)
+    world.talk(pair, 10, 20)
+    after = world.document()
+    assert after["started"] > before["started"]
+    assert after["connections"] == {"accepted": 0, "adopted": 1, "open": 1, "refused": {}}
+    assert (after["bytes_up"], after["bytes_down"]) == (10, 20)
+    assert [(one["host"], one["open"]) for one in after["hosts"]] == [(world.host, 1)]
+    for end in pair:
+        end.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", 405),
+        (b"DELETE / HTTP/1.0\r\n\r\n", 405),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
+        (b"GET /metrics\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\n\n", 400),
+        (b"GET /" + bytes([0xFF]) * 20 + b" HTTP/1.0\r\n\r\n", 404),
+        (b"GET /status.json?connections=1001 HTTP/1.0\r\n\r\n", 400),
+        (b"GET /status.json?connections=-1 HTTP/1.0\r\n\r\n", 400),
+        (b"GET /status.json?connections=1&after=<b> HTTP/1.0\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.0\r\n" + b"a: " + bytes(range(32, 127)) * 200, 431),
+    ],
+)
+def test_what_is_no_question_is_told(world: World, request_: bytes, status: int) -> None:
+    said = world.answer(request_)
+    assert said.startswith(b"HTTP/1.1 %d " % status), said
+    assert b"expected" in said
+    assert world.document()["connections"]["accepted"] == 0
+
+
+def test_forms_of_answers(world: World) -> None:
+    whole = world.answer(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n")
+    assert b"Transfer-Encoding: chunked\r\n" in whole
+    assert whole.endswith(b"# EOF\n\r\n0\r\n\r\n")
+    head = world.answer(b"HEAD /status.json HTTP/1.0\r\n\r\n")
+    assert head.endswith(b"\r\n\r\n")
+    assert "# EOF" not in world.get("/metrics", "Accept: text/plain;version=0.0.4\r\n")
+    page = world.answer(b"GET / HTTP/1.0\r\n\r\n")
+    assert b"Content-Security-Policy: default-src 'none'; style-src 'sha256-" in page
+
+
+def test_a_hundred_visitors_who_say_nothing_keep_nobody_away(world: World) -> None:
+    silent = [world.visit() for _ in range(100)]
+    silent[0].sendall(b"GET /metr")
+    assert world.metric("sniproxy_connections_accepted_total") == 0
+    for one in silent:
+        one.close()
+    pair = world.relayed()
+    assert world.metric("sniproxy_open_connections") == 1
+    for end in pair:
+        end.close()

@@ -1,0 +1,57 @@
+"""Requests in any cut, and what is none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sniproxy.status.http import MOST_BYTES, Refused, Request, chunk, head, parse
+
+WHOLE = (
+    b"GET /status.json?connections=5&after=0.7 HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n"
+)
+READ = Request("GET", "/status.json", {"connections": "5", "after": "0.7"}, "text/plain", True)
+
+
+def test_a_request_is_read_when_it_is_complete() -> None:
+    for size in range(len(WHOLE)):
+        assert parse(WHOLE[:size]) is None
+    assert parse(WHOLE) == READ
+    assert parse(WHOLE + b"GET") == READ
+    assert parse(b"\r\n" + WHOLE.replace(b"\r\n", b"\n")) == READ
+
+
+def test_odd_ones_that_are_right() -> None:
+    request = parse(b"HEAD http://name:9799/metrics HTTP/1.0\n\n")
+    assert request == Request("HEAD", "/metrics", {}, "", False)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n folded\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"PUT / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        (b"a" * (MOST_BYTES + 1), 431),
+    ],
+)
+def test_what_is_none_is_refused(data: bytes, status: int) -> None:
+    with pytest.raises(Refused) as refused:
+        parse(data)
+    assert refused.value.status == status
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused_or_not_complete(data: bytes) -> None:
+    try:
+        assert parse(data) is None
+    except Refused as refused:
+        assert b"HTTP/1.1 %d " % refused.status in head(refused.status, "text/plain", chunks=False)
+
+
+def test_chunks() -> None:
+    assert chunk(b"a" * 26) == b"1a\r\n" + b"a" * 26 + b"\r\n"
+    assert b"Allow: GET, HEAD\r\n" in head(405, "text/plain", chunks=False)
+    assert head(200, "a/b", chunks=True).endswith(b"Transfer-Encoding: chunked\r\n\r\n")

@@ -1,0 +1,42 @@
+"""Metrics as independent parsers read them."""
+
+from prometheus_client import parser as classic_parser
+from prometheus_client.openmetrics import parser
+
+from sniproxy.status.metrics import metrics
+from tests.seen import Shown, whole
+
+
+def samples(text: str, reader: object = parser) -> dict[tuple[str, tuple[str, ...]], float]:
+    families = list(reader.text_string_to_metric_families(text))  # type: ignore[attr-defined]
+    assert all(family.documentation for family in families)
+    assert len({family.name for family in families}) == len(families)
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_they_are_open_metrics() -> None:
+    found = samples(whole(metrics(Shown(), classic=False)).decode())
+    assert found["sniproxy_connections_accepted_total", ()] == 30
+    assert found["sniproxy_connections_accepted_created", ()] == 1000.5
+    assert found["sniproxy_connections_refused_total", ("no_such_host",)] == 6
+    assert found["sniproxy_host_connections_total", ("a.example",)] == 12
+    assert found["sniproxy_host_backend_faults_total", ("2.example",)] == 1
+    assert found["sniproxy_received_bytes_total", ()] == 300
+    assert found["sniproxy_log_lines_dropped_total", ()] == 5
+    assert found["sniproxy_build_info", ("1.2.3", "plain")] == 1
+    assert found["sniproxy_hello_seconds_bucket", ("0.1",)] == 11
+    assert found["sniproxy_hello_seconds_bucket", ("0.25",)] == 12
+    assert found["sniproxy_hello_seconds_count", ()] == 12
+    assert found["sniproxy_hello_seconds_sum", ()] == 0.2
+
+
+def test_the_classic_form_says_the_same() -> None:
+    text = whole(metrics(Shown(), classic=True)).decode()
+    assert "# EOF" not in text
+    modern = samples(whole(metrics(Shown(), classic=False)).decode())
+    without = {key: value for key, value in modern.items() if not key[0].endswith("_created")}
+    assert samples(text, classic_parser) == without
