@@ -1,6 +1,7 @@
-"""Debian's Prometheus asks the proxy in its jail, as the manual has it, and what it keeps agrees with
-what clients did: over a restart, which is a reset that it sees, and over the death of a worker."""
+"""Debian's Prometheus asks the proxy in its jail, as the manual has it, and what it keeps agrees
+with what clients did: over a restart, which is a reset that it sees, and over the death of a worker."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -166,7 +167,7 @@ def counted(name: str) -> float:
     """Add up what a counter has counted since the first time that it was asked for, as Prometheus
     does: where it is less than before it has begun anew, at nought."""
     (values,) = series(name).values()
-    steps = zip(values, values[1:], strict=False)
+    steps = itertools.pairwise(values)
     return sum(new - old if new >= old else new for old, new in steps)
 
 

@@ -1,4 +1,4 @@
-"""The status socket as a unit: nobody has it unless asked for, and it comes and goes with the port."""
+"""The status socket as a unit: nobody has it unless asked for, and it goes with the port."""
 
 import pathlib
 import shutil
