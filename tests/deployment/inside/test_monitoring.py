@@ -1,5 +1,5 @@
 """Debian's Prometheus asks the proxy in its jail, as the manual has it, and what it keeps agrees
-with what clients did: over a restart, which is a reset that it sees, and over the death of a worker."""
+with what clients did: over a restart, which is a reset that it sees, and a worker's death."""
 
 import itertools
 import json
