@@ -1,5 +1,6 @@
 """The file itself: one static program, small, and silent about where it was made."""
 
+import os
 import pathlib
 import platform
 import re
@@ -11,6 +12,12 @@ from tests.end_to_end.test_tls_peers import need
 from tests.executable.conftest import ROOT
 
 MAX_BYTES = 12_000_000
+
+INSIDE = ("build", "launcher", "sniproxy")
+"""Folders of the repository whose files get in. (A checkout in /src has a short name itself, which
+is a part of others' paths.)"""
+
+CARGO = pathlib.Path(os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo")
 
 POSITION_INDEPENDENT = platform.machine() == "x86_64"
 """Whether Rust's target for this machine can link what is static and position independent both."""
@@ -53,6 +60,8 @@ def test_it_is_stripped_and_small(executable: pathlib.Path) -> None:
     assert executable.stat().st_size <= MAX_BYTES
 
 
-@pytest.mark.parametrize("folder", [ROOT, pathlib.Path.home() / ".cargo"])
+@pytest.mark.parametrize(
+    "folder", [*(ROOT / name for name in INSIDE), CARGO / "registry"], ids=lambda path: path.name
+)
 def test_no_path_of_the_machine_is_in_it(executable: pathlib.Path, folder: pathlib.Path) -> None:
     assert f"{folder}/".encode() not in executable.read_bytes()
