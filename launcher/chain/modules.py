@@ -42,6 +42,7 @@ INTERPRETER_NEEDS = (
 CODECS = (
     # Found by the name of an encoding, so no import in the code shows them.
     "encodings.punycode",  # idna
+    "encodings.unicode_escape",  # sniproxy-status
 )
 
 NEVER_TAKEN: dict[str, str] = {
