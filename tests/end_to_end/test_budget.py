@@ -63,9 +63,9 @@ CALLS_OF_A_CONNECTION = Budget(
 )
 WAITS_OF_A_CONNECTION = Budget(3.2, "2, and where the machine is busy one for each event")
 CALLS_OF_A_REFUSAL = Budget(
-    14.2,
+    14.4,
     "ioctl accept4 getsockname recv; socket setsockopt connect access, newfstatat for the wildcard "
-    "and for the default, close; send shutdown recv close; some ioctl are for several; and waits",
+    "and for the default, close; send shutdown recv close; some ioctl are for several; waits",
 )
 CALLS_OF_A_WILDCARD = Budget(3.2, "access newfstatat connect: the directory, whose it is, again")
 CALLS_OF_THE_DEFAULT = Budget(4.2, "access newfstatat newfstatat connect: no wildcard either")

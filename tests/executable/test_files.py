@@ -116,6 +116,7 @@ def test_paths_of_the_start_and_of_each_connection(
     assert start == START
     host = directory_name(hashed, "a.example")
     assert served == {
+        ("newfstatat", host),  # the first time: on whose account it is counted
         ("connect", f"{host}/tls-socket"),
         ("access", f"{host}/send-proxy-v2"),
         ("access", f"{host}/send-proxy-v1"),
@@ -142,6 +143,7 @@ def test_paths_of_a_long_host_name(under_strace: Traced, hashed: bool, backend_o
     start, served = under_strace.end()
     assert start == START
     assert served == {
+        ("newfstatat", host),
         ("chdir", host),
         ("connect", "tls-socket"),
         ("fchdir", ""),
