@@ -10,6 +10,7 @@ import pytest
 
 from sniproxy.tools import inquiry
 from sniproxy.tools.inquiry import LARGEST, AddressError, Inquiry, InquiryError, patiently
+from tests.deployment.inside.manual import block
 from tests.processes import in_child
 from tests.status_stub import Stub, connection, document, host, ok, paged, stub
 
@@ -197,7 +198,8 @@ def test_a_full_queue_is_waited_for_so_long(
 def test_nobody_is_there(path: pathlib.Path, usual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the unit listens, how to enable it is told."""
     monkeypatch.setattr(inquiry, "SOCKET", str(path) if usual else inquiry.SOCKET)
-    enable = ": systemctl enable --now sniproxy-status.socket" if usual else ""
+    enable = f": {' && '.join(block('operations.md', 'The status socket').splitlines())}"
+    enable = enable if usual else ""
     missing = f"No such file or directory (there is no such socket{enable})"
     assert reason(path) == missing
     with socket.socket(socket.AF_UNIX) as bound:

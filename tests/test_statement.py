@@ -2,8 +2,10 @@
 
 import copy
 import json
+import pathlib
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,8 @@ WHOLE = document(host("a.example"), extra={"nested": [1]}) | {
     "next": "0.57",
 }
 
+SCHEMA = json.loads((pathlib.Path(__file__).parents[1] / "docs" / "status.schema.json").read_text())
+
 
 def text(value: Any) -> bytes:
     return json.dumps(value).encode()
@@ -24,6 +28,16 @@ def text(value: Any) -> bytes:
 @pytest.mark.parametrize("connections", [False, True])
 def test_a_statement_is_given_as_it_is(connections: bool) -> None:
     assert statement(text(WHOLE), connections=connections) == WHOLE
+
+
+@pytest.mark.parametrize("field", ["hosts", "open_connections"])
+def test_what_tests_say_is_a_statement_by_the_schema(field: str) -> None:
+    said = copy.deepcopy(WHOLE)
+    del said["extra"]
+    jsonschema.validate(said, SCHEMA)
+    del said[field][0]["host"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(said, SCHEMA)
 
 
 def test_any_name_is_a_name() -> None:

@@ -40,7 +40,11 @@ _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})([^\r\n]*)")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 _CURSOR = re.compile(r"[\w.~-]{1,200}", re.ASCII)
 
-_ENABLE = ": systemctl enable --now sniproxy-status.socket"
+ENABLE = (
+    "systemctl enable sniproxy-status.socket",
+    "systemctl restart sniproxy-status.socket sniproxy.service",
+)
+"""What makes the unit listen: ``enable --now`` does not, beside a service that runs."""
 
 Wait = Callable[[socket.socket | None, int, float], None]
 """Waits until a socket has one of these events of poll(2), or for so many seconds at most."""
@@ -174,7 +178,7 @@ class Inquiry:
     def _reason(self, error: OSError) -> str:
         """Say why nobody could be asked, and what to do about it."""
         hint = ""
-        enable = _ENABLE if self._path == SOCKET else ""
+        enable = f": {' && '.join(ENABLE)}" if self._path == SOCKET else ""
         if self._family != socket.AF_UNIX:
             if error.errno == errno.ECONNREFUSED:
                 hint = "nobody listens there"

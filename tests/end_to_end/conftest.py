@@ -98,15 +98,15 @@ def backend_of() -> Iterator[Callable[..., Backend]]:
 
 @pytest.fixture
 def listen(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Give sniproxy-listen as a file, sniproxy-check beside it: scripts of the source, or links to
-    the executable."""
+    """Give sniproxy-listen as a file, two others beside it: scripts of the source, or links to the
+    executable."""
     option: str | None = request.config.getoption("--sniproxy")
     words = shlex.split(option or "")
     if len(words) > 1:
         pytest.skip("not applicable: --sniproxy is no single file that has another name")
     folder = tmp_path / "ours"
     folder.mkdir()
-    for name in ("sniproxy-listen", "sniproxy-check"):
+    for name in ("sniproxy-listen", "sniproxy-check", "sniproxy-status"):
         if words:
             (folder / name).symlink_to(pathlib.Path(words[0]).resolve())
         else:

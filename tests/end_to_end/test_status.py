@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -160,6 +161,26 @@ def test_a_backend_that_is_not_there_is_a_fault_of_its_host(world: World) -> Non
     world.refused(HOST)
     (host,) = world.document()["hosts"]
     assert (host["host"], host["connections"], host["backend_faults"]) == (world.host, 0, 1)
+
+
+def test_the_command_shows_it(world: World, listen: pathlib.Path) -> None:
+    """In a table, and as the document of more than one page."""
+    pairs = [world.relayed() for _ in range(3)]
+    world.talk(pairs[0], 5000, 3)
+    wait_until(lambda: world.document()["bytes_up"] >= 5000)
+
+    def shown(*words: str) -> str:
+        command = [listen.with_name("sniproxy-status"), "--socket", world.folder / "status", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT)
+        assert done.stderr == ""
+        return done.stdout
+
+    assert re.search(rf"^{world.host} +3 +3 ", shown(), re.MULTILINE)
+    assert shown("--connections").count(f"  {world.host}  relaying") == 3
+    said = json.loads(shown("--json", "--connections"))
+    assert [one["host"] for one in said["open_connections"]] == [world.host] * 3
+    for one in (*pairs[0], *pairs[1], *pairs[2]):
+        one.close()
 
 
 def test_connections_are_paged(world: World) -> None:
