@@ -206,6 +206,7 @@ def test_no_count_goes_back_when_a_worker_dies(world: World, workers: str) -> No
     pair = world.relayed()
     world.talk(pair, 1000, 2000)
     world.refused()
+    wait_until(lambda: len(world.document()["workers"]) == int(workers))
     before = world.document()
     for worker in before["workers"]:
         os.kill(worker["pid"], signal.SIGKILL)
@@ -226,6 +227,7 @@ def test_no_count_goes_back_when_a_worker_dies(world: World, workers: str) -> No
 def test_a_worker_that_hangs_holds_up_nobody(world: World, workers: str) -> None:
     if workers == "1":
         pytest.skip("not applicable: there is no other process")
+    wait_until(lambda: len(world.document()["workers"]) == int(workers))
     hanging = world.document()["workers"][0]["pid"]
     os.kill(hanging, signal.SIGSTOP)
     try:
