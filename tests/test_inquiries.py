@@ -103,7 +103,7 @@ def test_pages() -> None:
         world.inquiries.page(ask, answers.append)
     assert answers == [None]
     assert world.asked(1) == [PAGE]
-    rows = {"rows": "{}", "count": 1, "following": -1, "number": 1}
+    rows = {"rows": "{}", "many": 1, "following": -1, "number": 1}
     world.inquiries.heard(world.workers[1], PAGE, {**rows})
     world.inquiries.heard(world.workers[1], PAGE, {**rows})
     assert answers == [None, Answered("{}", 1, -1)]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from sniproxy.dataplane.counts import Counts
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.server import Server
-from sniproxy.status.document import connection
 from sniproxy.status.overview import About, Answered, Ask, Process
 
 
@@ -60,6 +59,4 @@ class Alone:
         self._server.refresh(then)
 
     def page(self, ask: Ask, then: Callable[[Answered | None], object]) -> None:
-        seen, following = self._server.page(ask.first, ask.most)
-        rows = ",".join(connection(ask.worker, one) for one in seen)
-        then(Answered(rows, len(seen), following))
+        then(self._server.page(ask))

@@ -108,7 +108,7 @@ class Inquiries:
             self._awaited.discard(worker.part)
             self._conclude()
         else:
-            rows = Answered(str(fields["rows"]), int(fields["count"]), int(fields["following"]))
+            rows = Answered(str(fields["rows"]), int(fields["many"]), int(fields["following"]))
             self._give(int(fields["number"]), rows)
 
     def gone(self, worker: Worker) -> None:

@@ -18,7 +18,7 @@ from sniproxy.dataplane.counts import Counts
 from sniproxy.dataplane.farewell import Farewell, part
 from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.listener import Listener
-from sniproxy.dataplane.listing import Seen, page
+from sniproxy.dataplane.listing import page
 from sniproxy.dataplane.look import Look, Then
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.relay import End
@@ -32,6 +32,8 @@ from sniproxy.log.repeats import PERIOD
 from sniproxy.process.inherited import Listening
 from sniproxy.process.parcel import MOST_DESCRIPTORS, Packer, Parcel, next_needs, take
 from sniproxy.resolver.hosts import Hosts
+from sniproxy.status.document import connection
+from sniproxy.status.overview import Answered, Ask
 
 DRAIN = 9.5
 """Seconds that connections have to end after a graceful stop was asked for: the documented ten,
@@ -144,9 +146,10 @@ class Server:
         """Look at what is open, for the counts; call ``then`` a little later."""
         self._look.begin(then)
 
-    def page(self, first: int, most: int) -> tuple[list[Seen], int]:
+    def page(self, ask: Ask) -> Answered:
         """List open connections (``listing.page``)."""
-        return page(self._connections, first, most)
+        seen, following = page(self._connections, ask.first, ask.most)
+        return Answered(",".join(connection(ask.worker, one) for one in seen), len(seen), following)
 
     def open(self) -> int:
         """Count the connections that are open now."""

@@ -50,8 +50,7 @@ from sniproxy.process.status import Status
 from sniproxy.process.supervisor import Supervisor
 from sniproxy.process.worker import NOBODY
 from sniproxy.resolver.hosts import Hosts
-from sniproxy.status.document import connection
-from sniproxy.status.overview import About
+from sniproxy.status.overview import About, Ask
 
 _STANDARD_ERROR = 2
 
@@ -344,9 +343,8 @@ class _Service:
             if event == REFRESH:
                 server.refresh(functools.partial(report, REFRESH))
             elif event == PAGE:
-                seen, following = server.page(int(fields["first"]), int(fields["most"]))
-                rows = ",".join(connection(number, one) for one in seen)
-                report(event, rows=rows, count=len(seen), following=following, **fields)
+                ask = Ask(number, int(fields["first"]), int(fields["most"]))
+                report(event, number=fields["number"], **server.page(ask)._asdict())
             elif event == supervisor.LOOK:
                 server.look()
             elif event == BAR:
