@@ -2,7 +2,8 @@
 
 from sniproxy.dataplane.counts import OPEN, Counts
 from sniproxy.process.channel import Channel
-from sniproxy.process.inquiries import ANSWER, PAGE, REFRESH, Inquiries
+from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
+from sniproxy.process.questions import ANSWER
 from sniproxy.process.worker import Worker
 from sniproxy.status.overview import About, Answered, Ask
 from tests.clock import Clock

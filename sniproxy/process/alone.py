@@ -1,5 +1,5 @@
 """The only process, as others want the first process to be: signals, who renews it
-(``renewal.Owner``), and who wants to see what there is (``status.Source``)."""
+(``renewal.Owner``), and who wants to see what there is (``source.Source``)."""
 
 import os
 from collections.abc import Callable, Sequence

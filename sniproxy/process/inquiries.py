@@ -12,33 +12,33 @@ from functools import partial
 from sniproxy.dataplane.counts import Counts
 from sniproxy.dataplane.timers import Later
 from sniproxy.process.channel import Fields
+from sniproxy.process.questions import ANSWER, Question
 from sniproxy.process.worker import Worker
 from sniproxy.status.overview import About, Answered, Ask, Process
 
 REFRESH, PAGE = "refresh", "page"
 """Messages to a worker, and its answers to them."""
 
-TOTALS = "totals"
-"""The event of a line that SIGUSR1 asks for."""
-
-ANSWER = 1.0
-"""Seconds that a worker has to answer."""
-
 
 class Inquiries:
-    """Those of a proxy of several workers (``status.Source``)."""
+    """Those of a proxy of several workers (``source.Source``)."""
 
     def __init__(
-        self, about: About, parts: Sequence[Counts], workers: Mapping[int, Worker], later: Later
+        self,
+        about: About,
+        parts: Sequence[Counts],
+        workers: Mapping[int, Worker],
+        later: Later,
+        lines_lost: Callable[[], int] = lambda: 0,
     ) -> None:
         self.about = about
         self.parts = parts
         self.restarts = 0
-        self.lost: Callable[[], int] = lambda: 0
+        self.lines_lost = lines_lost
         self._workers = workers
         self._later = later
-        self._round = 0
-        self._awaited: set[int] = set()
+        self._question = Question(set())
+        """Who is to look, by the part that is its own."""
         self._refreshed: list[Callable[[], object]] = []
         """Who waits for those who are awaited."""
         self._next: list[Callable[[], object]] = []
@@ -52,9 +52,6 @@ class Inquiries:
             for one in self._workers.values()
         ]
 
-    def lines_lost(self) -> int:
-        return self.lost()
-
     def refresh(self, then: Callable[[], object]) -> None:
         self._next.append(then)
         if not self._refreshed:
@@ -64,22 +61,19 @@ class Inquiries:
         if self._refreshed or not self._next:
             return
         self._refreshed, self._next = self._next, []
-        self._awaited = set()
-        self._round += 1
+        question = self._question = Question({one.part for one in self._workers.values()})
         for worker in self._workers.values():
             worker.answers = False
-            self._awaited.add(worker.part)
             worker.tell(REFRESH)
-        self._later(ANSWER, partial(self._expire, self._round))
+        self._later(ANSWER, partial(self._expire, question))
         self._conclude()
 
-    def _expire(self, number: int) -> None:
-        if number == self._round:
-            self._awaited.clear()
-            self._conclude()
+    def _expire(self, question: Question) -> None:
+        question.expire()
+        self._conclude()
 
     def _conclude(self) -> None:
-        if not self._awaited and self._refreshed:
+        if not self._question.awaited and self._refreshed:
             if self._next:
                 self._later(0, self._begin)
             refreshed, self._refreshed = self._refreshed, []
@@ -105,7 +99,7 @@ class Inquiries:
         """Act on the answer of a worker."""
         worker.answers = True
         if event == REFRESH:
-            self._awaited.discard(worker.part)
+            self._question.awaited.discard(worker.part)
             self._conclude()
         else:
             rows = Answered(str(fields["rows"]), int(fields["many"]), int(fields["following"]))
@@ -114,5 +108,5 @@ class Inquiries:
     def gone(self, worker: Worker) -> None:
         """Wait no more for one that has ended."""
         self.parts[worker.part].leave()
-        self._awaited.discard(worker.part)
+        self._question.awaited.discard(worker.part)
         self._conclude()

@@ -2,6 +2,9 @@
 
 from sniproxy.process.channel import Fields
 
+ANSWER = 1.0
+"""Seconds that a worker has to answer before one goes on without it."""
+
 
 class Question:
     """An event that several workers report: what they said so far, and who is still awaited."""

@@ -18,7 +18,7 @@ from socket import socket
 
 from sniproxy import __version__, flavour
 from sniproxy.dataplane.address import host_and_port
-from sniproxy.dataplane.counts import Counts, totals
+from sniproxy.dataplane.counts import Counts
 from sniproxy.dataplane.refusals import readable
 from sniproxy.dataplane.tally import Tally
 from sniproxy.dataplane.timers import NO_MEMORY
@@ -36,7 +36,7 @@ from sniproxy.process.inherited import (
     same_file,
     stored_parcels,
 )
-from sniproxy.process.inquiries import PAGE, REFRESH, TOTALS
+from sniproxy.process.inquiries import PAGE, REFRESH
 from sniproxy.process.notify import notify
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.processors import usable
@@ -46,6 +46,7 @@ from sniproxy.process.resolvers import Resolvers, reap
 from sniproxy.process.server import BAR, CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
+from sniproxy.process.source import tell_totals
 from sniproxy.process.status import Status
 from sniproxy.process.supervisor import Supervisor
 from sniproxy.process.worker import NOBODY
@@ -235,8 +236,7 @@ class _Service:
         if self._status_sockets:
             status = Status(self._status_sockets, alone, server.poller)
         handlers.handle_stops(alone, in_place=not self._renewal.store.managed)
-        tell = functools.partial(log.reply, TOTALS)
-        handlers.handle(signal.SIGUSR1, lambda: server.refresh(lambda: tell(**totals(self._parts))))
+        handlers.handle(signal.SIGUSR1, functools.partial(tell_totals, alone, log))
         renew = functools.partial(self._renewal.ask, server.poller, alone, log)
         handlers.handle(signal.SIGUSR2, renew)
         # Also those that whoever started us had blocked.

@@ -8,17 +8,17 @@ each within bounds of bytes and of time.
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from time import monotonic
-from typing import Protocol
 
 from sniproxy.dataplane.poller import WRITE, Poller
 from sniproxy.dataplane.sweep import Countdown, Sweep
 from sniproxy.process.inherited import Listening
+from sniproxy.process.source import Source
 from sniproxy.status.answers import answer
 from sniproxy.status.http import Refused, parse, refusal
-from sniproxy.status.overview import Answered, Ask, Proxy, Refresh, Step
+from sniproxy.status.overview import Answered, Refresh, Step
 
 MOST_AT_ONCE = 16
 """Requests at a time. One more ends who has not asked yet for longest, or is refused itself."""
@@ -39,18 +39,6 @@ _SWEEP = 0.5
 _READ = 4096
 
 Wire = socket.socket
-
-
-class Source(Proxy, Protocol):
-    """The first process of the proxy."""
-
-    def refresh(self, then: Callable[[], object]) -> None:
-        """Have all processes look at what they have open, and call ``then``, within a second or
-        so."""
-
-    def page(self, ask: Ask, then: Callable[[Answered | None], object]) -> None:
-        """Have a process list what it has open, and call ``then``, likewise: with None where it
-        has not answered."""
 
 
 class Status:

@@ -21,7 +21,7 @@ from socket import socket
 
 from sniproxy.dataplane.barred import BARRED
 from sniproxy.dataplane.connections import REFUSALS_REPORT
-from sniproxy.dataplane.counts import Counts, totals
+from sniproxy.dataplane.counts import Counts
 from sniproxy.dataplane.listener import PAUSE
 from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.refusals import readable
@@ -31,13 +31,14 @@ from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel
 from sniproxy.process.inherited import Listening
-from sniproxy.process.inquiries import PAGE, REFRESH, TOTALS, Inquiries
+from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
 from sniproxy.process.parcel import Parcel
-from sniproxy.process.questions import Question
+from sniproxy.process.questions import ANSWER, Question
 from sniproxy.process.renewal import Renewal
 from sniproxy.process.resolvers import Resolvers
 from sniproxy.process.server import BAR, CROWDED, DRAIN, FLUSH, HANGS, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
+from sniproxy.process.source import tell_totals
 from sniproxy.process.status import Status
 from sniproxy.process.sums import added
 from sniproxy.process.worker import NOBODY, Worker
@@ -53,9 +54,6 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
 """Seconds before a worker that died is started anew; each is twice the last, until one of its
 successors has lived for longer than the longest."""
-
-ANSWER = 1.0
-"""Seconds that a worker has to answer before the line is written without it."""
 
 LAGGARDS = 2.0
 """Seconds from the first worker that serves until we are ready without the others."""
@@ -113,8 +111,7 @@ class Supervisor:
         log.on_backlog = Sweep(self._later, FLUSH, log.flush).wake
         log.on_repeats = Sweep(self._later, PERIOD, log.report_repeats).wake
         self._workers: dict[int, Worker] = {}
-        self.inquiries = Inquiries(about, parts, self._workers, self._later)
-        self.inquiries.lost = lambda: log.lost
+        self.inquiries = Inquiries(about, parts, self._workers, self._later, lambda: log.lost)
         self._pauses = [FIRST_PAUSE] * count
         self._to_fork = list(range(count))
         self._questions = {event: Question({NOBODY}) for event in _LAST_WORDS}
@@ -133,8 +130,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._handlers = SignalHandlers(self._poller)
         self._handlers.handle_stops(self, in_place=not renewal.store.managed)
-        ask = functools.partial(self.inquiries.refresh, lambda: log.reply(TOTALS, **totals(parts)))
-        self._handlers.handle(signal.SIGUSR1, ask)
+        self._handlers.handle(signal.SIGUSR1, functools.partial(tell_totals, self.inquiries, log))
         self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
