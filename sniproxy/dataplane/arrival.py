@@ -388,7 +388,7 @@ class Arrival:
         connections = self._connections
         directory = directory_name(self.entry)
         if refused.reason != NO_SUCH_HOST:
-            connections.row(directory, self.owner())[FAULTS] += 1
+            connections.row(directory, self.owner)[FAULTS] += 1
         if refused.alert == Alert.INTERNAL_ERROR:
             account, said = connections.account(directory), words(error)
             connections.log.warning("backend_fault", account=account, host=self._line, error=said)
@@ -413,7 +413,7 @@ class Arrival:
         record = self if self.announced or connections.log.connections else None
         moved = sent - ahead if sent > ahead else 0
         unsent = bytes(first[sent:]) if sent < len(first) else None
-        row = connections.counts.hosts.get(directory) or connections.row(directory, self.owner())
+        row = connections.counts.hosts.get(directory) or connections.row(directory, self.owner)
         # From here on both sockets are the relay's; should anything fail, it is to end them.
         end = self._relayed = connections.relay.join(
             self._socket, backend, record, watched=self._watched

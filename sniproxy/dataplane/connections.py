@@ -136,9 +136,11 @@ class Connections:
             return self.hosts.account(directory)
         return self.hosts.account_of(directory, self.asking.owners.get(directory, 0))
 
-    def row(self, directory: str, owner: int) -> Numbers:
-        """Give what a host is counted in, whose ``owner`` (uid) it is."""
-        return self.counts.host(directory, self.hosts.account_of(directory, owner))
+    def row(self, directory: str, owner: Callable[[], int]) -> Numbers:
+        """Give what a host is counted in. Whose it is (uid) is asked for the first time only."""
+        return self.counts.hosts.get(directory) or self.counts.host(
+            directory, self.hosts.account_of(directory, owner())
+        )
 
     def fault(self, error: Exception) -> None:
         """Log an exception that nobody expected; what caused it has been ended."""

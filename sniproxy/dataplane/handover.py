@@ -144,14 +144,14 @@ def _go_on(connections: Connections, client: SocketType, carried: Carried) -> bo
         kind = Arrival if _bare(address) == _bare(own) else _Announced
         record = kind(connections, client, address, accepted_at)
         record.host, record.decided_at = state.host, state.decided_at or None
-    row = connections.counts.hosts.first
-    if state.directory:
-        account = connections.account(state.directory)
-        row = connections.counts.host(state.directory, account)
+    counts, directory = connections.counts, state.directory
+    row = counts.hosts.get(directory) if directory else counts.hosts.first
+    if row is None:
+        row = counts.host(directory, connections.account(directory))
     end = connections.relay.join(client, carried.sockets[1], record, watched=False)
     end.row, end.accepted_at = row, accepted_at
-    if state.directory:
-        end.host = intern(state.directory)
+    if directory:
+        end.host = intern(directory)
     # They were counted there.
     connections.told[end] = state.up.moved, state.down.moved
     if record is not None and connections.log.connections:

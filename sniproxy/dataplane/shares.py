@@ -299,7 +299,7 @@ class Shares:
     def _last(self, client: SocketType) -> tuple[bool, float]:
         """Order clients: who has no backend yet is ended first, then who is idle for longest."""
         holder = self._holder(client)
-        waits = hasattr(holder, "accepted_at") and not isinstance(holder, End)
+        waits = hasattr(holder, "undecided")
         milliseconds = idle(client)
         if milliseconds is not None:
             return waits, milliseconds
