@@ -87,7 +87,7 @@ class _Service:
         self._listening = [one for one in passed if not one.status]
         self._status_sockets = [one for one in passed if one.status]
         self._bound_by_us = bound_by_us(environment)
-        self._addresses = ",".join(_address(one.socket) for one in self._listening)
+        self._addresses = [_address(one.socket) for one in self._listening]
         of_balancers = [_address(one.socket) for one in self._listening if one.announced]
         self._announced = {"accept_proxy": ",".join(of_balancers)} if of_balancers else {}
         shown_at = [_address(one.socket) for one in self._status_sockets]
@@ -116,8 +116,7 @@ class _Service:
         self._resolvers = Resolvers(self._hosts, self._count) if isolate else None
         self._isolated = {"isolate": "yes"} if isolate else {}
         flavour_name = "hashed" if flavour.HASHED else "plain"
-        addresses = self._addresses.split(",")
-        self._about = About(__version__, flavour_name, addresses, isolate, time.time())
+        self._about = About(__version__, flavour_name, self._addresses, isolate, time.time())
         # One that hangs keeps its own while another takes its place.
         self._parts = [Counts() for _ in range(1 if self._count == 1 else 2 * self._count)]
 
@@ -181,7 +180,7 @@ class _Service:
             flavour=self._about.flavour,
             pid=os.getpid(),
             workers=self._count,
-            listen=self._addresses,
+            listen=",".join(self._addresses),
             **self._announced,
             **self._shown,
             **self._isolated,

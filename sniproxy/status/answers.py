@@ -2,11 +2,10 @@
 
 import re
 import time
-from collections.abc import Generator
 
 from sniproxy.status import page
 from sniproxy.status.document import MOST_CONNECTIONS, document
-from sniproxy.status.http import LAST_CHUNK, Refused, Request, chunk, head
+from sniproxy.status.http import LAST_CHUNK, NOTHING, Refused, Request, chunk, head
 from sniproxy.status.metrics import CLASSIC, OPEN_METRICS, metrics
 from sniproxy.status.overview import Answered, Proxy, Step, Steps
 
@@ -15,7 +14,7 @@ _CURSOR = re.compile(r"([0-9]{1,6})\.([0-9]{1,9})")
 
 def answer(proxy: Proxy, request: Request) -> Steps:
     """Give the answer to a request, head and all. Raises ``Refused`` before anything is given."""
-    policy = "default-src 'none'"
+    policy = NOTHING
     if request.path == "/metrics":
         # Prometheus says which of the two it likes; who does not say gets the standard.
         classic = "text/plain" in request.accept and "openmetrics" not in request.accept
@@ -56,5 +55,5 @@ def _document(proxy: Proxy, request: Request) -> Steps:
     return document(proxy, time.time(), int(wish), (int(cursor[1]), int(cursor[2])))
 
 
-def _page() -> Generator[Step, Answered | None, None]:
+def _page() -> Steps:
     yield page.PAGE

@@ -9,6 +9,9 @@ import re
 from collections.abc import Generator
 from typing import NamedTuple
 
+NOTHING = "default-src 'none'"
+"""The policy (Content-Security-Policy) of what is no page."""
+
 MOST_BYTES = 8192
 """Bytes of a request: what others allow, too. A body is not read."""
 
@@ -77,7 +80,7 @@ def parse(data: bytes) -> Request | None:
     return Request(method, path, wanted, fields.get("accept", ""), minor != "0")
 
 
-def head(status: int, kind: str, *, chunks: bool, policy: str = "default-src 'none'") -> bytes:
+def head(status: int, kind: str, *, chunks: bool, policy: str = NOTHING) -> bytes:
     """Write the head of an answer of a content ``kind``."""
     lines = [
         f"HTTP/1.1 {status} {_WORDS[status]}",

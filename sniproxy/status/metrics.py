@@ -6,6 +6,7 @@ no worker's end makes one go back. What has a host is of directories that were f
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from sniproxy.dataplane.counts import (
     ACCEPTED,
@@ -112,12 +113,12 @@ def _of_the_proxy(write: "Writer", seen: Overview) -> Iterator[str]:
         yield from write.histogram(f"{name}_seconds", "seconds", words, times)
 
 
-class Family:
-    """A metric family: how it begins, and how a sample of it is written."""
+class Family(NamedTuple):
+    """A metric family: its name, how it begins, and how a sample of it is written."""
 
-    def __init__(self, head: list[str], sample: Callable[[Labels, object], str]) -> None:
-        self.head = head
-        self.sample = sample
+    name: str
+    head: list[str]
+    sample: Callable[[Labels, object], str]
 
 
 class Writer:
@@ -137,7 +138,7 @@ class Writer:
         head = [f"# HELP {name} {words}.\n", f"# TYPE {name} {kind}\n"]
         if unit and not self._classic:
             head.append(f"# UNIT {name} {unit}\n")
-        return Family(head, lambda labels, value: f"{written}{_labels(labels)} {value}\n")
+        return Family(name, head, lambda labels, value: f"{written}{_labels(labels)} {value}\n")
 
     def family(
         self, name: str, kind: str, unit: str, words: str, samples: Iterable[Sample]
@@ -148,8 +149,7 @@ class Writer:
         for labels, value in samples:
             yield family.sample(labels, value)
             if kind == "counter":
-                bare = f"{name}_{unit}" if unit and not name.endswith(unit) else name
-                yield from self._when(bare, labels)
+                yield from self._when(family.name, labels)
 
     def histogram(self, name: str, unit: str, words: str, times: Histogram) -> Iterator[str]:
         yield from self.named(name, "histogram", unit, words).head
