@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import MutableMapping
 from socket import socket
+from typing import TYPE_CHECKING
 
 from sniproxy import __version__, flavour
 from sniproxy.dataplane.address import host_and_port
 from sniproxy.dataplane.counts import Counts
+from sniproxy.dataplane.poller import Poller
 from sniproxy.dataplane.refusals import readable
 from sniproxy.dataplane.tally import Tally
 from sniproxy.dataplane.timers import NO_MEMORY
@@ -46,12 +48,14 @@ from sniproxy.process.resolvers import Resolvers, reap
 from sniproxy.process.server import BAR, CROWDED, Server
 from sniproxy.process.settings import settings
 from sniproxy.process.signals import SIGNALS, SignalHandlers
-from sniproxy.process.source import tell_totals
-from sniproxy.process.status import Status
+from sniproxy.process.source import Source, tell_totals
 from sniproxy.process.supervisor import Supervisor
 from sniproxy.process.worker import NOBODY
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.status.overview import About, Ask
+
+if TYPE_CHECKING:
+    from sniproxy.process.status import Status
 
 _STANDARD_ERROR = 2
 
@@ -209,6 +213,15 @@ class _Service:
         for one in (*self._listening, *self._status_sockets):
             one.socket.close()
 
+    def _serve_status(self, source: Source, poller: Poller) -> "Status | None":
+        """Serve the status sockets in the loop of the first process, if there are any: others start
+        without what that takes."""
+        if not self._status_sockets:
+            return None
+        from sniproxy.process.status import Status  # noqa: PLC0415
+
+        return Status(self._status_sockets, source, poller)
+
     # One process.
 
     def _run_alone(self) -> bool:
@@ -231,9 +244,7 @@ class _Service:
             resolvers.attend(server.poller, log)
         handlers = SignalHandlers(server.poller)
         alone = Alone(server, self._about, self._parts, self._stopping)
-        status = None
-        if self._status_sockets:
-            status = Status(self._status_sockets, alone, server.poller)
+        status = self._serve_status(alone, server.poller)
         handlers.handle_stops(alone, in_place=not self._renewal.store.managed)
         handlers.handle(signal.SIGUSR1, functools.partial(tell_totals, alone, log))
         renew = functools.partial(self._renewal.ask, server.poller, alone, log)
@@ -273,8 +284,7 @@ class _Service:
             self._about,
             parcels=bool(self._parcels),
         )
-        if self._status_sockets:
-            first.show(self._status_sockets)
+        first.show(self._serve_status)
         if self._resolvers is not None:
             first.attend(self._resolvers)
         self._log_start()

@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from socket import socket
+from typing import TYPE_CHECKING
 
 from sniproxy.dataplane.barred import BARRED
 from sniproxy.dataplane.connections import REFUSALS_REPORT
@@ -30,7 +31,6 @@ from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.log.log import Log
 from sniproxy.log.repeats import PERIOD
 from sniproxy.process.channel import Channel
-from sniproxy.process.inherited import Listening
 from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
 from sniproxy.process.parcel import Parcel
 from sniproxy.process.questions import ANSWER, Question
@@ -38,11 +38,13 @@ from sniproxy.process.renewal import Renewal
 from sniproxy.process.resolvers import Resolvers
 from sniproxy.process.server import BAR, CROWDED, DRAIN, FLUSH, HANGS, PACKING
 from sniproxy.process.signals import SIGNALS, SignalHandlers
-from sniproxy.process.source import tell_totals
-from sniproxy.process.status import Status
+from sniproxy.process.source import Source, tell_totals
 from sniproxy.process.sums import added
 from sniproxy.process.worker import NOBODY, Worker
 from sniproxy.status.overview import About
+
+if TYPE_CHECKING:
+    from sniproxy.process.status import Status
 
 READY, PARCEL = "ready", "parcel"
 STOP, STOP_NOW, LOOK = "stop", "stop_now", "look"
@@ -138,9 +140,9 @@ class Supervisor:
         """See to it that there is a warden."""
         resolvers.attend(self._poller, self._log)
 
-    def show(self, sockets: Sequence[Listening]) -> None:
-        """Serve status sockets."""
-        self._status = Status(sockets, self.inquiries, self._poller)
+    def show(self, serve: "Callable[[Source, Poller], Status | None]") -> None:
+        """Have status sockets served, if there are any."""
+        self._status = serve(self.inquiries, self._poller)
 
     def run(self) -> Channel | None:
         """Supervise. Give None at the end, or in a worker, which has just been made, its channel;
