@@ -17,6 +17,7 @@ from sniproxy.parser.proxy_header import version_2
 from tests.end_to_end.harness import reset
 from tests.hello import hello, message, records
 from tests.plane import Plane
+from tests.programs import need
 
 FILES = pathlib.Path(__file__).parents[1] / "chroot" / "monitoring" / "fail2ban"
 FILTER = FILES / "filter.d" / "sniproxy.conf"
@@ -52,10 +53,7 @@ syslog's."""
 
 @pytest.fixture(scope="module")
 def regex() -> str:
-    program = shutil.which("fail2ban-regex")
-    if program is None:
-        pytest.skip("fail2ban-regex is missing: install fail2ban")
-    return program
+    return need("fail2ban-regex", "fail2ban")
 
 
 def refuse(plane: Plane, *first: bytes, name: str | None = None, who: str | None = None) -> None:

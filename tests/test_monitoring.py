@@ -4,7 +4,6 @@ that we don't tell, and each alert fires when it should and not before."""
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from tests.deployment.inside.manual import block
+from tests.programs import need
 
 ROOT = pathlib.Path(__file__).parents[1]
 RULES = ROOT / "chroot" / "monitoring" / "sniproxy.rules.yml"
@@ -59,10 +59,7 @@ INTERVALS = {"__rate_interval": "5m", "__range": "6h", "__interval": "1m"}
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    path = shutil.which("promtool")
-    if path is None:
-        pytest.skip("promtool is missing: install prometheus")
-    return path
+    return need("promtool", "prometheus")
 
 
 def accepted(*command: str | pathlib.Path) -> None:

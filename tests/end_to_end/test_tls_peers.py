@@ -18,15 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from tests.end_to_end.harness import TIMEOUT, Proxy, directory_name, in_thread
+from tests.programs import need
 
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-
-
-def need(program: str, package: str) -> str:
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip(f"{program} is missing: install {package}")
-    return path
 
 
 @pytest.fixture(scope="module")
