@@ -43,6 +43,13 @@ def test_what_is_none_is_refused(data: bytes, status: int) -> None:
     assert refused.value.status == status
 
 
+def test_spaces_take_no_time_of_anybody() -> None:
+    """Where each costs a look at all others, this is not over before the tests' time is."""
+    field = b"X: a" + b" " * (MOST_BYTES - 100) + b"b \t\r\n"
+    for _ in range(500):
+        assert parse(WHOLE[:-2] + field + b"\r\n") == READ
+
+
 @given(st.binary(max_size=300))
 def test_garbage_is_refused_or_not_complete(data: bytes) -> None:
     try:

@@ -1,6 +1,11 @@
 """Who is asked, and what becomes of who does not answer."""
 
+import contextlib
+
+import pytest
+
 from sniproxy.dataplane.counts import OPEN, Counts
+from sniproxy.dataplane.timers import Later, Timers
 from sniproxy.process.channel import Channel
 from sniproxy.process.inquiries import PAGE, REFRESH, Inquiries
 from sniproxy.process.questions import ANSWER
@@ -10,13 +15,13 @@ from tests.clock import Clock
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, later: Later | None = None) -> None:
         self.clock = Clock()
         self.pairs = [Channel.pair() for _ in range(2)]
         self.workers = {n: Worker(n, ours, n) for n, (ours, _) in enumerate(self.pairs)}
         about = About("1", "plain", [], isolate=False, started=0.0)
         parts = [Counts() for _ in range(4)]
-        self.inquiries = Inquiries(about, parts, self.workers, self.clock.later)
+        self.inquiries = Inquiries(about, parts, self.workers, later or self.clock.later)
         self.done = 0
 
     def refresh(self) -> None:
@@ -94,6 +99,43 @@ def test_who_has_died_is_not_waited_for() -> None:
     world.inquiries.gone(gone)
     assert world.done == 1
     assert world.inquiries.parts[1].numbers[OPEN] == 0
+    world.close()
+
+
+def test_a_round_that_fails_is_concluded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each who waits is told, though memory fails for the first."""
+    now, failures = [0.0], 2
+    timers = Timers(lambda: now[0], lambda _: None)
+    world = World(timers.later)
+
+    def fail(*_words: object) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise MemoryError
+
+    def wait() -> None:
+        fail()
+        world.count()
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+        for _ in range(5):
+            with contextlib.suppress(MemoryError):
+                timers.wait(0)
+
+    monkeypatch.setattr(Worker, "tell", fail)
+    world.inquiries.refresh(wait)
+    world.inquiries.refresh(world.count)
+    advance(0)
+    assert (failures, world.done) == (1, 0)
+    advance(ANSWER)
+    assert (failures, world.done) == (-1, 2)
+    world.inquiries.refresh(world.count)
+    advance(0)
+    world.answer(0)
+    world.answer(1)
+    assert world.done == 3
     world.close()
 
 

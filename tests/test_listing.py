@@ -1,5 +1,6 @@
 """What is open, as it is looked at and listed."""
 
+import contextlib
 import socket
 
 import pytest
@@ -64,6 +65,23 @@ def test_bytes_of_open_connections_are_counted_once(
     assert numbers[DESCRIPTORS] == len(plane.poller.watchers())
     assert len(plane.connections.told) == 2
     assert plane.connections.counts.hosts.row(OTHERS).tolist() == [0] * 5
+
+
+def test_each_who_waits_for_a_look_is_told_though_memory_fails_for_one(plane: Plane) -> None:
+    one, done = Look(plane.connections, 99), 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done == 1:
+            raise MemoryError
+
+    one.begin(count)
+    one.begin(count)
+    for _ in range(4):  # timers of the poller call again what has failed so
+        with contextlib.suppress(MemoryError):
+            one._go_on()
+    assert done == 3
 
 
 def everything(plane: Plane, most: int) -> list[Seen]:

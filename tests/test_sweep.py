@@ -43,6 +43,23 @@ def test_a_sweep_may_wake_itself() -> None:
     assert calls == [1, 2]
 
 
+def test_what_is_started_again_while_it_expires_has_its_time_anew() -> None:
+    expired: list[tuple[float, str]] = []
+
+    def expire(item: str) -> None:
+        expired.append((now, item))
+        if len(expired) == 1:
+            countdown.stop(item)
+            countdown.start(item, now)
+
+    countdown = Countdown(10, expire)
+    countdown.start("a", 0)
+    countdown.start("b", 1)
+    for now in (10, 11, 19, 20):
+        countdown.sweep(now)
+    assert expired == [(10, "a"), (11, "b"), (20, "a")]
+
+
 def test_a_countdown_expires_each_item_once_oldest_first() -> None:
     expired: list[str] = []
     countdown = Countdown(10, expired.append)

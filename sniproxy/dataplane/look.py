@@ -87,6 +87,6 @@ class Look:
         numbers[OPEN] = connections.totals.open
         numbers[DESCRIPTORS], numbers[MOST_DESCRIPTORS] = self._used, self._limit
         numbers[LINES_DROPPED] = connections.log.lost
-        waiting, self._waiting = self._waiting, []
-        for then in waiting:
-            then()
+        while self._waiting:  # each stays until it was told: where memory fails, this is done again
+            self._waiting[0]()
+            del self._waiting[0]

@@ -44,7 +44,7 @@ class Sweep:
 
 class Countdown(Generic[T]):
     """Items that each have ``seconds`` from their start until ``expire`` is called with them: again
-    where it has raised."""
+    where it has raised. It may stop and start one: that one has its time anew."""
 
     __slots__ = ("_deadlines", "_expire", "_in_order", "_latest", "_seconds")
 
@@ -86,7 +86,8 @@ class Countdown(Generic[T]):
             if deadline > now:
                 break
             self._expire(item)
-            self._deadlines.pop(item, None)
+            if self._deadlines.get(item) == deadline:
+                del self._deadlines[item]
         return bool(self._deadlines)
 
     def _sort(self) -> None:

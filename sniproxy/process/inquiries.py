@@ -60,12 +60,14 @@ class Inquiries:
     def _begin(self) -> None:
         if self._refreshed or not self._next:
             return
+        question = Question({one.part for one in self._workers.values()})
+        # First: it concludes the round, whatever fails from here on.
+        self._later(ANSWER, partial(self._expire, question))
+        self._question = question
         self._refreshed, self._next = self._next, []
-        question = self._question = Question({one.part for one in self._workers.values()})
         for worker in self._workers.values():
             worker.answers = False
             worker.tell(REFRESH)
-        self._later(ANSWER, partial(self._expire, question))
         self._conclude()
 
     def _expire(self, question: Question) -> None:
@@ -76,9 +78,9 @@ class Inquiries:
         if not self._question.awaited and self._refreshed:
             if self._next:
                 self._later(0, self._begin)
-            refreshed, self._refreshed = self._refreshed, []
-            for then in refreshed:
-                then()
+            while self._refreshed:  # each stays until it was told
+                self._refreshed[0]()
+                del self._refreshed[0]
 
     def page(self, ask: Ask, then: Callable[[Answered | None], object]) -> None:
         number = next(self._numbers)

@@ -16,6 +16,7 @@ from sniproxy.dataplane.poller import WRITE, Poller
 from sniproxy.dataplane.sweep import Countdown, Sweep
 from sniproxy.process.inherited import Listening
 from sniproxy.process.source import Source
+from sniproxy.resolver.hosts import SO_PASSRIGHTS
 from sniproxy.status.answers import answer
 from sniproxy.status.http import Refused, parse, refusal
 from sniproxy.status.overview import Answered, Refresh, Step
@@ -34,6 +35,9 @@ PAUSE = 0.001
 
 UNABLE = 1.0
 """Seconds without accepting where no descriptor is left, not even the one held back for it."""
+
+MOST_READ = 16
+"""Reads in a row: who never ends is not to have others wait."""
 
 _SWEEP = 0.5
 _READ = 4096
@@ -89,9 +93,9 @@ class Status:
     def close(self) -> None:
         """End what is under way. In a process that was just forked it goes on in the other: nothing
         is said to the epoll that both have."""
-        self.give_way()
         for visitor in list(self.visitors):
             visitor.close()
+        self.give_way()  # last: who leaves has it held back
 
 
 class _Door:
@@ -100,6 +104,10 @@ class _Door:
     def __init__(self, status: Status, listening: Wire) -> None:
         self._status = status
         self._socket = listening
+        # Inherited by who is accepted: nobody passes us what sleeps when it is closed, where the
+        # kernel can refuse that.
+        with contextlib.suppress(OSError):
+            listening.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
         self._watch()
 
     def _watch(self) -> None:
@@ -171,7 +179,13 @@ class _Visitor:
     def resume(self) -> None:
         """Read: the request, and behind it what nobody wants to know."""
         try:
-            while data := self._wire.recv(_READ, socket.MSG_DONTWAIT):
+            for _ in range(MOST_READ):
+                data = self._wire.recv(_READ, socket.MSG_DONTWAIT)
+                if not data:
+                    self._heard = True
+                    if self.silent or self.over:
+                        self.close()
+                    return
                 if self.silent:
                     self._received += data
                     self._ask()
@@ -180,9 +194,7 @@ class _Visitor:
         except OSError:
             self.close()
             return
-        self._heard = True
-        if self.silent or self.over:
-            self.close()
+        self._status.poller.again(self)
 
     def abandon(self) -> None:
         self.close()
@@ -208,18 +220,21 @@ class _Visitor:
     # The answer.
 
     def _ask(self) -> None:
+        method = ""
         try:
             request = parse(self._received)
             if request is not None:
+                method = request.method
                 self._answer(answer(self._status.source, request))
         except Refused as refused:
-            self.refuse(refused)
+            self._answer(refusal(refused, method))
 
     def refuse(self, refused: Refused) -> None:
         self._answer(refusal(refused))
 
     def _answer(self, steps: Generator[Step, Answered | None, None]) -> None:
         self._steps = steps
+        self._status.visitors.stop(self)  # it goes to the end of those who have time
         self._status.visitors.start(self, monotonic())
         self._status.later(0, self._go_on)
 
@@ -246,17 +261,19 @@ class _Visitor:
         """Take the next step of the answer; say whether to go on."""
         try:
             step = steps.send(answered)
+            if isinstance(step, bytes):
+                self._unsent = step
+                return True
+            self._waits = True
+            if isinstance(step, Refresh):
+                self._status.source.refresh(self._known)
+            else:
+                self._status.source.page(step, self._known)
         except StopIteration:
             self._end()
-            return False
-        if isinstance(step, bytes):
-            self._unsent = step
-            return True
-        self._waits = True
-        if isinstance(step, Refresh):
-            self._status.source.refresh(self._known)
-        else:
-            self._status.source.page(step, self._known)
+        except Exception:  # what was said is no whole answer, and there will be no more of it
+            self.close()
+            raise
         return False
 
     def _known(self, answered: Answered | None = None) -> None:

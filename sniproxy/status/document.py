@@ -78,7 +78,7 @@ def _connections(
     worker, first = after
     comma = ""
     for process in sorted(processes):
-        if process.number < worker:
+        if process.number < worker or not process.answered:
             continue
         following = first if process.number == worker else 0
         while following >= 0:

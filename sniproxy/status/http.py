@@ -16,7 +16,7 @@ MOST_BYTES = 8192
 """Bytes of a request: what others allow, too. A body is not read."""
 
 _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/(\d)\.(\d)")
-_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")
 
 _WORDS = {
     200: "OK",
@@ -67,7 +67,7 @@ def parse(data: bytes) -> Request | None:
         field = _FIELD.fullmatch(one)
         if field is None:
             raise Refused(400, "expected header fields, each a line: NAME: VALUE")
-        fields[field[1].lower()] = field[2]
+        fields[field[1].lower()] = field[2].strip(" \t")
     if minor != "0" and "host" not in fields:
         raise Refused(400, "expected a Host field")
     if method not in ("GET", "HEAD"):
@@ -105,7 +105,8 @@ def chunk(piece: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def refusal(refused: Refused) -> Generator[bytes, object, None]:
-    """Write the answer to a request that is refused."""
+def refusal(refused: Refused, method: str = "") -> Generator[bytes, object, None]:
+    """Write the answer to a request that is refused, by a ``method`` where that is known."""
     yield head(refused.status, "text/plain; charset=utf-8", chunks=False)
-    yield f"{refused}\n".encode()
+    if method != "HEAD":
+        yield f"{refused}\n".encode()
