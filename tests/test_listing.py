@@ -36,7 +36,7 @@ def looked(plane: Plane, one: Look) -> list[int]:
     one.begin(lambda: done.append(True))
     one.begin(lambda: done.append(True))
     while len(done) < 2:
-        plane.clock.advance(0)
+        plane.clock.next_one()
         plane.turn()
     return plane.connections.counts.hosts.row("a.example").tolist()
 
@@ -67,6 +67,23 @@ def test_bytes_of_open_connections_are_counted_once(
     assert plane.connections.counts.hosts.row(OTHERS).tolist() == [0] * 5
 
 
+def test_a_look_leaves_each_turn_to_others(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever timers there are: each of them could have it go on."""
+    monkeypatch.setattr(look, "SLICE", 1)
+    relayed(plane, 3)
+    one, done = Look(plane.connections, 99), []
+    one.begin(lambda: done.append(plane.poller.turn))
+    before = plane.poller.turn
+    for _ in range(50):
+        one._go_on()
+    assert one._at == 1
+    while not done:
+        plane.turn()
+        one._go_on()
+        one._go_on()
+    assert done[0] - before >= len(plane.poller.watchers())
+
+
 def test_each_who_waits_for_a_look_is_told_though_memory_fails_for_one(plane: Plane) -> None:
     one, done = Look(plane.connections, 99), 0
 
@@ -81,6 +98,7 @@ def test_each_who_waits_for_a_look_is_told_though_memory_fails_for_one(plane: Pl
     for _ in range(4):  # timers of the poller call again what has failed so
         with contextlib.suppress(MemoryError):
             one._go_on()
+        plane.turn()
     assert done == 3
 
 

@@ -1,5 +1,6 @@
 """What several processes have counted is added up, and what took no time is counted too."""
 
+import gc
 from collections.abc import Generator
 
 from sniproxy.dataplane.counts import (
@@ -39,7 +40,7 @@ def test_processes_are_added_up() -> None:
     assert made.reasons == {"no_such_host": 6}
     assert sorted(made.hosts) == ["0.example", "1.example", "2.example", "a.example"]
     assert (made.hosts["a.example"][CONNECTIONS], made.hosts["a.example"][UP]) == (12, 300)
-    assert made.hosts["1.example"] == [0, 0, 0, 1, 0]
+    assert made.hosts["1.example"] == (0, 0, 0, 1, 0)
     assert made.sums == [12, 300, 0, 3, 0]
     assert (made.restarts, made.lines_lost) == (1, 5)
 
@@ -84,3 +85,9 @@ def test_a_histogram_has_those_that_took_no_time() -> None:
     assert (made.observed, made.total) == (10, 11.2)
     # One may be counted here, and not yet there.
     assert histogram(times, 1).observed == 2
+
+
+def test_the_garbage_collector_does_not_come_to_look_at_hosts() -> None:
+    made = seen(Shown())
+    gc.collect()
+    assert not any(map(gc.is_tracked, made.hosts.values()))

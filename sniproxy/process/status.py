@@ -27,8 +27,9 @@ MOST_AT_ONCE = 16
 PATIENCE = 10.0
 """Seconds for the request, and as many for its answer to be taken."""
 
-SLICE = 0.002
-"""Seconds of work for one answer until the others have their turn."""
+SLICE = 0.001
+"""Seconds of work for one answer until the others have their turn. A round trip of theirs waits
+twice."""
 
 PAUSE = 0.001
 """Seconds between two slices."""

@@ -58,10 +58,10 @@ def document(proxy: Proxy, now: float, most: int, after: tuple[int, int]) -> Ste
     seen = yield from overview(proxy)
     yield f'{{"version":{VERSION},"time":{now},{_of_the_proxy(seen)},"hosts":['.encode()
     comma = ""
-    hosts = sorted(seen.hosts.items())
+    hosts = sorted(seen.hosts)
     for begin in range(0, len(hosts), HOSTS_A_PIECE):
         some = hosts[begin : begin + HOSTS_A_PIECE]
-        yield (comma + ",".join(_host(host, numbers) for host, numbers in some)).encode()
+        yield (comma + ",".join(_host(host, seen.hosts[host]) for host in some)).encode()
         comma = ","
     yield b"]"
     if most:

@@ -5,6 +5,7 @@ no worker's end makes one go back. What has a host is of directories that were f
 (``dataplane/counts.py``): a client can't make up any.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from sniproxy.status.overview import HOSTS_A_PIECE, Histogram, Overview, Proxy, 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
 
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]*")
+
 Labels = dict[str, object]
 Sample = tuple[Labels, object]
 
@@ -44,13 +47,13 @@ def metrics(proxy: Proxy, *, classic: bool) -> Steps:
     write = Writer(proxy.about.started, classic=classic)
     seen = yield from overview(proxy)
     yield _text(_of_the_proxy(write, seen))
-    hosts = sorted(seen.hosts.items())
+    hosts = sorted(seen.hosts)
     for name, kind, unit, field, words in _OF_A_HOST:
         family = write.named(f"sniproxy_host_{name}", kind, unit, words)
         yield _text(family.head)
         for begin in range(0, len(hosts), HOSTS_A_PIECE):
             some = hosts[begin : begin + HOSTS_A_PIECE]
-            yield _text(family.sample({"host": host}, numbers[field]) for host, numbers in some)
+            yield _text(family.sample({"host": host}, seen.hosts[host][field]) for host in some)
     if not classic:
         yield b"# EOF\n"
 
@@ -172,7 +175,7 @@ def _labels(labels: Labels) -> str:
 
 def _escaped(value: object) -> str:
     text = str(value)
-    if text.isalnum():
+    if _PLAIN.fullmatch(text):
         return text
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from itertools import accumulate
+from operator import add
 from typing import NamedTuple, Protocol
 
 from sniproxy.dataplane.counts import BOUNDS, CONNECTIONS, Counts, Times
@@ -98,8 +99,9 @@ class Overview:
         ]
         self.lines_lost = proxy.lines_lost()
         self.reasons: dict[str, int] = {}
-        self.hosts: dict[str, list[int]] = {}
-        """Of each its numbers, as ``counts`` has them."""
+        self.hosts: dict[str, tuple[int, ...]] = {}
+        """Of each its numbers, as ``counts`` has them. The garbage collector looks at no tuples of
+        numbers; some thousand lists have it look at all that is open."""
         self.sums = [0] * 5
         """The same of all hosts together."""
 
@@ -116,10 +118,9 @@ class Overview:
                         continue
                     have = self.hosts.get(host)
                     if have is None:
-                        self.hosts[host] = numbers
+                        self.hosts[host] = tuple(numbers)
                     else:
-                        pairs = zip(have, numbers, strict=True)
-                        self.hosts[host] = [one + other for one, other in pairs]
+                        self.hosts[host] = tuple(map(add, have, numbers))
                 yield b""
         self.sums = [sum(column) for column in zip(*self.hosts.values(), strict=True)] or self.sums
         self.hello = histogram([part.hello for part in parts], self.sums[CONNECTIONS])
