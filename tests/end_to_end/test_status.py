@@ -18,11 +18,12 @@ from tests.end_to_end.harness import (
     Backend,
     Running,
     directory_name,
+    in_thread,
     passed,
     read_exactly,
     wait_until,
 )
-from tests.hello import hello
+from tests.hello import hello, message, records
 
 HOST = "a.example"
 HELLO = hello(HOST)
@@ -163,6 +164,75 @@ def test_a_backend_that_is_not_there_is_a_fault_of_its_host(world: World) -> Non
     assert (host["host"], host["connections"], host["backend_faults"]) == (world.host, 0, 1)
 
 
+def test_each_host_is_the_directory_that_serves(
+    world: World, hashed: bool, backend_of: Callable[..., Backend]
+) -> None:
+    """Never a name that a client has made up, of which one directory may serve any number."""
+    names = {"_.example.com": "x{}.example.com", "_default": "any{}.test", "_nosni": None}
+    shown = {}
+    for wanted, name in names.items():
+        entry = directory_name(hashed, wanted)
+        shown[entry] = 3
+        directory = world.folder / "hosts" / entry
+        directory.mkdir()
+        backend = backend_of(directory)
+        for number in range(3):
+            wire = hello(name.format(number)) if name else records(message(None))
+            with world.connect(wire), backend.accept() as stream:
+                read_exactly(stream, len(wire))
+    wait_until(lambda: world.document()["connections"]["open"] == 0)
+    said = world.document()
+    assert {one["host"]: one["connections"] for one in said["hosts"]} == shown
+    assert said["connections"]["refused"] == {}
+
+
+def test_who_is_slow_is_seen_in_the_histograms(world: World) -> None:
+    """A hello in pieces, and a backend that is waited for."""
+    (world.folder / "hosts" / world.host / "wait-for-backend").touch()
+    slow = world.connect(HELLO[:9])
+    wait_until(lambda: has_been("hello", world))
+    slow.sendall(HELLO[9:])
+    read_exactly(world.backend.accept(), len(HELLO))
+    for end in world.relayed():
+        end.close()
+    (world.folder / "hosts" / world.host / "tls-socket").rename(world.folder / "away")
+    waits = world.connect()
+
+    wait_until(lambda: has_been("waiting", world))
+    waiting = world.document("?connections=9")["open_connections"]
+    assert world.host in {one["host"] for one in waiting if one["state"] == "waiting"}
+    (world.folder / "away").rename(world.folder / "hosts" / world.host / "tls-socket")
+    read_exactly(world.backend.accept(), len(HELLO))
+    said = world.document()
+    for kind, most in (("hello_seconds", 2), ("backend_seconds", 2)):
+        buckets = dict(map(tuple, said[kind]["buckets"]))
+        assert said[kind]["count"] == 3
+        assert buckets[0.001] <= most  # one has taken longer than that
+        assert said[kind]["sum"] > 0.001
+    slow.close()
+    waits.close()
+
+
+def has_been(state: str, world: World) -> bool:
+    """Say whether somebody in that state has been here for a tenth of a second."""
+    rows = world.document("?connections=9")["open_connections"]
+    return any(one["state"] == state and one["age"] > 0.1 for one in rows)
+
+
+def test_a_question_by_signal_has_the_same_totals(world: World) -> None:
+    pair = world.relayed()
+    world.talk(pair, 1000, 2000)
+    world.refused()
+    wait_until(lambda: world.document()["connections"]["refused"] == {"no_such_host": 1})
+    world.running.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: "event=totals" in world.running.log)
+    line = world.running.log.partition("event=totals ")[2].splitlines()[0]
+    words = f"open=1 accepted=2 refused=1 bytes_up={len(HELLO) + 1000} bytes_down=2000"
+    assert line == f"{words} refused_no_such_host=1"
+    for end in pair:
+        end.close()
+
+
 def test_the_command_shows_it(world: World, listen: pathlib.Path) -> None:
     """In a table, and as the document of more than one page."""
     pairs = [world.relayed() for _ in range(3)]
@@ -222,6 +292,60 @@ def test_no_count_goes_back_when_a_worker_dies(world: World, workers: str) -> No
     assert (host["connections"], host["open"]) == (2, 1)
     for end in (*pair, *again):
         end.close()
+
+
+def test_no_scrape_sees_a_count_go_back(world: World, workers: str) -> None:
+    """Whenever workers are killed meanwhile, with connections open or beginning."""
+    if workers == "1":
+        pytest.skip("not applicable: there is no other process")
+    wait_until(lambda: len(world.document()["workers"]) == int(workers))
+    before, killed = world.document(), set()
+    while world.document()["worker_restarts"] < 4:
+        pair = world.relayed()
+        with contextlib.suppress(ConnectionError, AssertionError):  # its worker may be killed
+            world.talk(pair, 3000, 4000)
+        said = world.document()
+        for name in ("bytes_up", "bytes_down", "worker_restarts", "started"):
+            assert said[name] >= before[name]
+        for name in ("accepted", "adopted"):
+            assert said["connections"][name] >= before["connections"][name]
+        for kind in ("hello_seconds", "backend_seconds"):
+            assert said[kind]["count"] >= before[kind]["count"]
+            assert said[kind]["sum"] >= before[kind]["sum"]
+        for one in before["hosts"]:
+            (same,) = (other for other in said["hosts"] if other["host"] == one["host"])
+            assert all(same[name] >= one[name] for name in ("connections", "bytes_up"))
+        before = said
+        for end in pair:
+            end.close()
+        alive = {one["pid"] for one in said["workers"]} - killed
+        if len(alive) == int(workers):
+            killed.add(min(alive))
+            os.kill(min(alive), signal.SIGKILL)
+
+
+def test_workers_have_none_of_the_visitors(world: World, workers: str) -> None:
+    """Of whoever was there when they were forked, nor what is held back for one more."""
+    if workers == "1":
+        pytest.skip("not applicable: there is no other process")
+    wait_until(lambda: len(world.document()["workers"]) == int(workers))
+    first = world.document()["workers"]
+    before = sockets_of(first[0]["pid"])
+    visitors = [world.visit() for _ in range(5)]
+    for one in first:
+        os.kill(one["pid"], signal.SIGKILL)
+    wait_until(lambda: world.document()["worker_restarts"] == int(workers))
+    wait_until(lambda: len(world.document()["workers"]) == int(workers))
+    wait_until(lambda: all(one["answered"] for one in world.document()["workers"]))
+    for one in world.document()["workers"]:
+        assert sockets_of(one["pid"]) == before
+    for visitor in visitors:
+        visitor.close()
+
+
+def sockets_of(pid: int) -> int:
+    folder = pathlib.Path(f"/proc/{pid}/fd")
+    return len([one for one in folder.iterdir() if os.readlink(one).startswith("socket:")])
 
 
 def test_a_worker_that_hangs_holds_up_nobody(world: World, workers: str) -> None:
@@ -289,6 +413,34 @@ def test_forms_of_answers(world: World) -> None:
     assert "# EOF" not in world.get("/metrics", "Accept: text/plain;version=0.0.4\r\n")
     page = world.answer(b"GET / HTTP/1.0\r\n\r\n")
     assert b"Content-Security-Policy: default-src 'none'; style-src 'sha256-" in page
+
+
+def test_who_does_not_read_or_never_ends_holds_up_no_client(world: World) -> None:
+    """As many as there may be, each in its way."""
+    pair = world.relayed()
+    visitors = [world.visit() for _ in range(8)]
+    for one in visitors[:4]:
+        one.sendall(b"GET /status.json?connections=1000 HTTP/1.1\r\nHost: a\r\n\r\n")
+    for one in visitors[4:]:
+        one.setblocking(False)
+    over = False
+
+    def flood() -> None:
+        while not over:
+            for one in visitors[4:]:
+                with contextlib.suppress(OSError):
+                    one.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+
+    thread = in_thread(flood)
+    try:
+        for _ in range(20):
+            world.talk(pair, 1000, 1000)
+        assert world.metric("sniproxy_connections_accepted_total") == 1
+    finally:
+        over = True
+        thread.join()
+    for one in (*visitors, *pair):
+        one.close()
 
 
 def test_a_hundred_visitors_who_say_nothing_keep_nobody_away(world: World) -> None:
