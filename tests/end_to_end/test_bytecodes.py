@@ -1,4 +1,5 @@
-"""What a connection may cost the interpreter: bytecodes of ours, counted and not timed.
+"""What a connection may cost the interpreter: bytecodes of ours and the memory of our objects,
+counted and not timed.
 
 All ends are in the test's own process, which takes the turns, so that each run sees the same ones
 and counts the same. What functions in C do for a bytecode is not counted here, and most of
@@ -9,6 +10,7 @@ import os
 import pathlib
 import socket
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from types import FrameType
@@ -39,6 +41,8 @@ ANNOUNCED = Budget(2123, "a header of version 2 before it, and the hello moved t
 AMONG_MANY = Budget(1563, "the same, with turns for several")
 ROUND_TRIP = Budget(270, "two turns, two events, twice a read and a write")
 ROUND_TRIP_AMONG_MANY = Budget(205, "the same, with turns for 64")
+MEMORY = Budget(771, "bytes: two ends and sockets, places in lists and a set; 32 to count it")
+MEMORY_LOGGED = Budget(1100, "who it is, for a line at its end, and one each hour: 45 for that")
 REPLY = Budget(1905, "a connection, and a read and a write for what the socket holds of 200 kB")
 
 
@@ -180,3 +184,29 @@ def test_bytecodes_of_a_round_trip(world: World, at_a_time: int, budget: Budget)
     assert budget.allows(used(world, 5 * at_a_time))
     for one in clients:
         one.close()
+
+
+@pytest.mark.parametrize(
+    ("logged", "budget"), [(False, MEMORY), (True, MEMORY_LOGGED)], ids=["not logged", "logged"]
+)
+def test_memory_of_a_connection_that_lasts(world: World, logged: bool, budget: Budget) -> None:
+    world.plane.connections.log.connections = logged
+    clients: list[socket.socket] = []
+
+    def relay(count: int) -> None:
+        for _ in range(count):
+            clients.append(world.begin())
+            world.plane.turn(3)
+            world.backend.accept()
+
+    relay(64)
+    tracemalloc.start()
+    try:
+        relay(256)
+        ours = tracemalloc.Filter(True, f"{OURS}/*")
+        traces = tracemalloc.take_snapshot().filter_traces([ours]).traces
+        assert budget.allows(sum(trace.size for trace in traces) / 256)
+    finally:
+        tracemalloc.stop()
+        for client in clients:
+            client.close()
