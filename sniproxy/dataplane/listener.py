@@ -7,11 +7,9 @@ the end. Accepting never ends the process: what can't be accepted now is accepte
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
-import stat
 from collections.abc import Callable
 
 from sniproxy.dataplane.arrival import Arrival
@@ -20,6 +18,7 @@ from sniproxy.dataplane.counts import ACCEPTED
 from sniproxy.dataplane.isolated import arrival_kind, contender_kind
 from sniproxy.dataplane.last_call import begin_no_more
 from sniproxy.dataplane.poller import READ
+from sniproxy.dataplane.stray import close_strays
 from sniproxy.dataplane.tally import MOMENT, Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
@@ -280,7 +279,8 @@ class Listener:
     def _go_on(self) -> float | None:
         """Watch again, unless it is closed; where that fails, a little later."""
         if self._lost:
-            self._close_lost()
+            close_strays(self._socket, self._connections.poller)
+            self._lost = False
         if not self._watched and self.open:
             try:
                 self._watch()
@@ -294,37 +294,6 @@ class Listener:
             self._connections.poller.again(self)
         self._going_on = False
         return None
-
-    def _close_lost(self) -> None:
-        """Close a connection that nobody knows: where memory fails between the system call and its
-        answer, ``socket.accept`` forgets the descriptor that it has got."""
-        for fd in self._connections.poller.strangers():
-            try:
-                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                    continue
-                # A copy shows what it is, and only the copy is closed with the object.
-                number = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            except OSError:
-                continue  # free, or none is left for the copy
-            try:
-                copy = socket.socket(fileno=number)
-            except Exception:
-                os.close(number)
-                raise
-            with copy:
-                lost = self._is_ours(copy)
-            if lost:
-                os.close(fd)
-        self._lost = False
-
-    def _is_ours(self, one: socket.socket) -> bool:
-        """Say whether a socket was accepted from this one."""
-        own = self._socket
-        return (
-            (one.family, one.type) == (own.family, own.type)
-            and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            and _port(one) == _port(own)
-        )
 
     def resume(self) -> None:
         """Look whether the queue is empty, for no event tells that. (What is in it is an event.)"""
@@ -376,9 +345,3 @@ def _readable(one: socket.socket) -> bool:
     poll = select.poll()
     poll.register(one, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _port(one: socket.socket) -> object:
-    """Give what a listening socket and all that is accepted from it have in common."""
-    name = one.getsockname()
-    return name[1] if isinstance(name, tuple) else name

@@ -176,6 +176,7 @@ class Watchdog:
             step, asleep, hangs, tell_at = now, False, False, time.monotonic() + HANGS
 
     def _tell(self) -> None:
-        os.eventfd_read(self._event)
+        with contextlib.suppress(BlockingIOError):  # an event may be stale
+            os.eventfd_read(self._event)
         while self._found:
             self._slept(self._found.pop())

@@ -13,7 +13,9 @@ from functools import partial
 from time import monotonic
 
 from sniproxy.dataplane.poller import WRITE, Poller
+from sniproxy.dataplane.stray import close_strays
 from sniproxy.dataplane.sweep import Countdown, Sweep
+from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.process.inherited import Listening
 from sniproxy.process.source import Source
 from sniproxy.resolver.hosts import SO_PASSRIGHTS
@@ -105,6 +107,8 @@ class _Door:
     def __init__(self, status: Status, listening: Wire) -> None:
         self._status = status
         self._socket = listening
+        self._lost = False
+        """Whether somebody may have been accepted whom nobody knows."""
         # Inherited by who is accepted: nobody passes us what sleeps when it is closed, where the
         # kernel can refuse that.
         with contextlib.suppress(OSError):
@@ -125,6 +129,9 @@ class _Door:
                 wire, _ = self._socket.accept()
         except (BlockingIOError, ConnectionError):
             return
+        except NO_MEMORY:
+            self._lost = True
+            raise
         except OSError:
             self.abandon()
             return
@@ -141,6 +148,9 @@ class _Door:
 
     def _again(self) -> None:
         if self._socket.fileno() >= 0:
+            if self._lost:
+                close_strays(self._socket, self._status.poller)
+                self._lost = False
             self._status.poller.unwatch(self._socket.fileno())
             self._watch()
 

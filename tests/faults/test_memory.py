@@ -2,6 +2,7 @@
 other, and several in a row. It costs that connection, and nothing else."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -17,7 +18,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.end_to_end.harness import Backend, Proxy, children, read_exactly, reset
+from tests.end_to_end.harness import (
+    Backend,
+    Proxy,
+    Running,
+    children,
+    passed,
+    read_exactly,
+    reset,
+)
 from tests.faults.harness import eventually
 from tests.faults.memory import Memory
 from tests.hello import hello
@@ -499,3 +508,95 @@ def test_each_allocation_of_a_supervisor(
             scene.close()
             proxy.stop(signal.SIGTERM, signal.SIGTERM)
     assert proxy.process.returncode == 0
+
+
+class Visited:
+    """A proxy with a status socket, and one connection that is open."""
+
+    def __init__(self, folder: pathlib.Path, workers: int, environment: dict[str, str]) -> None:
+        (folder / "hosts" / "a.example").mkdir(parents=True)
+        self._folder = folder
+        sockets = [(name, socket.socket(socket.AF_UNIX)) for name in ("status", "clients")]
+        for name, one in sockets:
+            one.bind(str(folder / name))
+            one.listen(100)
+        command = passed([sys.executable, "-P", "-c", HASTY], sockets)
+        self._backend = Backend(folder / "hosts" / "a.example")
+        self.running = Running(folder, *command, SNIPROXY_WORKERS=str(workers), **environment)
+        for _, one in sockets:
+            one.close()
+        pid = self.running.process.pid
+        eventually(lambda: "event=start" in self.running.log, "it does not start")
+        wait_for_workers(pid, 0 if workers == 1 else workers)
+        self._client = self._connect("clients")
+        self._client.sendall(HELLO)
+        self._stream = self._backend.accept()
+        assert read_exactly(self._stream, len(HELLO)) == HELLO
+        eventually(self.whole, lambda: self.running.log)
+        self._pids = [pid, *children(pid)]
+        self._held = self._descriptors()
+
+    def _connect(self, name: str) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(PATIENCE)
+        made.connect(str(self._folder / name))
+        return made
+
+    def visit(self, path: str) -> bytes:
+        """Ask for a path; give what came up to the end, which must come."""
+        said = b""
+        with self._connect("status") as visitor, contextlib.suppress(ConnectionError):
+            visitor.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            while data := visitor.recv(1 << 16):
+                said += data
+        return said
+
+    def whole(self) -> bool:
+        """Say whether everything is told of everybody."""
+        said = self.visit("/status.json?connections=9").partition(b"\r\n\r\n")[2]
+        try:
+            shown = json.loads(said)
+        except ValueError:
+            return False
+        return len(shown["open_connections"]) == 1 and all(w["answered"] for w in shown["workers"])
+
+    def _descriptors(self) -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in self._pids]
+
+    def works(self) -> bool:
+        """Say whether nobody has noticed anything, and nothing is left."""
+        self._client.sendall(b"still")
+        assert read_exactly(self._stream, 5) == b"still"
+        return self.whole() and self._descriptors() == self._held
+
+    def close(self) -> None:
+        for one in (self._client, self._stream, self._backend):
+            one.close()
+        self.running.process.send_signal(signal.SIGTERM)
+        assert self.running.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("width", ROWS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_allocation_of_an_answer(
+    memory: Memory, tmp_path: pathlib.Path, width: int, workers: int, full: bool
+) -> None:
+    """Who asks for the status has it all, or an end before; who is relayed notices nothing."""
+    visited = Visited(tmp_path, workers, memory.environment)
+    number, passed_ = 0, 0
+    try:
+        while passed_ < 2:
+            number += 1 if full else 1 + number // 4
+            memory.fail(number, width)
+            for path in ("/metrics", "/status.json?connections=9"):
+                said = visited.visit(path)
+                assert said == b"" or said.startswith(b"HTTP/1.1 200 OK\r\n"), said
+            passed_ = 0 if memory.recover() else passed_ + 1
+            eventually(visited.works, "it works no more")
+    except (AssertionError, OSError) as error:
+        error.add_note(f"allocation {number}:\n{visited.running.log[-3000:]}")
+        raise
+    finally:
+        visited.close()
+    print(f"figures: {workers} workers: {number} allocations")
+    assert "Traceback" not in visited.running.log
