@@ -1,9 +1,12 @@
 """Metrics as independent parsers read them."""
 
+import subprocess
+
 from prometheus_client import parser as classic_parser
 from prometheus_client.openmetrics import parser
 
 from sniproxy.status.metrics import metrics
+from tests.programs import need
 from tests.seen import Shown, whole
 
 
@@ -40,3 +43,10 @@ def test_the_classic_form_says_the_same() -> None:
     modern = samples(whole(metrics(Shown(), classic=False)).decode())
     without = {key: value for key, value in modern.items() if not key[0].endswith("_created")}
     assert samples(text, classic_parser) == without
+
+
+def test_promtool_finds_nothing_to_say_about_names_and_units() -> None:
+    command = [need("promtool", "prometheus"), "check", "metrics"]
+    text = whole(metrics(Shown(), classic=True))
+    done = subprocess.run(command, input=text, check=False, capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
