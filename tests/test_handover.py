@@ -13,6 +13,7 @@ import pytest
 
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import FAREWELL_PATIENCE, PATIENCE
+from sniproxy.dataplane.counts import totals
 from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.relay import FINISHED, HALF_CLOSED_IDLE, SEVERED, End
 from sniproxy.dataplane.state import (
@@ -137,6 +138,24 @@ def test_a_relayed_connection_goes_on(before: Plane, after: Plane) -> None:
     assert "seconds=30.0 " in line
     assert f"bytes_up={len(HELLO) + 8} bytes_down=8" in line
     assert "hello_ms=0" in line
+
+
+def test_bytes_are_counted_by_who_has_moved_them(before: Plane, after: Plane) -> None:
+    """Once, be it looked at before or not; what comes back from a parcel that nobody keeps, too."""
+    backend = before.backend("a.example")
+    client, stream, end = relay(before, backend)
+    before.connections.count(end)
+    both_ways(before, client, stream)
+    pass_on(before, before)
+    both_ways(before, client, stream)
+    pass_on(before, after)
+    assert not before.connections.told
+    both_ways(after, client, stream)
+    client.close()
+    stream.close()
+    after.until(lambda: not after.connections.totals.open)
+    moved = [totals([plane.connections.counts]) for plane in (before, after)]
+    assert [(one["bytes_up"], one["bytes_down"]) for one in moved] == [(len(HELLO) + 8, 8), (4, 4)]
 
 
 def test_bytes_that_wait_in_the_sockets(before: Plane, after: Plane) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sniproxy.dataplane.asking import Asking
 from sniproxy.dataplane.barred import Barred
-from sniproxy.dataplane.counts import ACCEPTED, Counts, Numbers
+from sniproxy.dataplane.counts import ACCEPTED, DOWN, UP, Counts, Numbers
 from sniproxy.dataplane.hourly import Hourly
 from sniproxy.dataplane.loops import Loops
 from sniproxy.dataplane.poller import Poller, Watcher
@@ -40,6 +40,8 @@ _SWEEP = 0.1
 
 REFUSALS_REPORT = 60.0
 """Seconds from a refusal to the report that counts it and all that came meanwhile."""
+
+_NOTHING = (0, 0)
 
 Report = Callable[..., None]
 """Tell of an event and its fields, as a line of the log has them, whoever is to know of it."""
@@ -141,6 +143,16 @@ class Connections:
         return self.counts.hosts.get(directory) or self.counts.host(
             directory, self.hosts.account_of(directory, owner())
         )
+
+    def count(self, client: End) -> None:
+        """Count what a relayed connection has moved up to now, by its client's end."""
+        row, moved = client.row, (client.moved, client.peer.moved)
+        before = self.told.get(client, _NOTHING)
+        if moved != before:
+            up, down = row[UP] + moved[0] - before[0], row[DOWN] + moved[1] - before[1]
+            self.told[client] = moved
+            # Where memory fails, it does so before this.
+            row[UP], row[DOWN] = up, down
 
     def fault(self, error: Exception) -> None:
         """Log an exception that nobody expected; what caused it has been ended."""

@@ -43,6 +43,10 @@ def hand_over(connections: Connections, put: Put, most: int) -> int:
     while leaving:
         some = leaving[: -size - 1 : -1]
         message = [carried_by(one) for one in some]
+        for one in some:
+            if isinstance(one, End):
+                # Where it goes on, this is taken to be counted, be it here again.
+                connections.count(one)
         # Each message may have a memory file besides.
         most -= sum(len(one.sockets) for one in message) + 1
         if most < 0:
@@ -50,6 +54,7 @@ def hand_over(connections: Connections, put: Put, most: int) -> int:
         put(message)
         for one in some:
             if isinstance(one, End):
+                connections.told.pop(one, None)
                 connections.relay.part(one)
                 connections.close(one.socket)
             else:

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.counts import (
     DESCRIPTORS,
-    DOWN,
     HAS_OPEN,
     LINES_DROPPED,
     MOST_DESCRIPTORS,
     OPEN,
     OTHERS,
-    UP,
 )
 from sniproxy.dataplane.relay import End
 
@@ -24,8 +22,6 @@ SLICE = 400
 """Descriptors gone through in a turn, in half a millisecond."""
 
 Then = Callable[[], object]
-
-_NOTHING = (0, 0)
 
 
 class Look:
@@ -62,23 +58,13 @@ class Look:
                 continue
             self._used += 1
             if isinstance(watcher, End) and watcher.of_client and hasattr(watcher, "peer"):
-                self._count(watcher)
+                connections.count(watcher)
+                self._open[getattr(watcher, "host", OTHERS)] += 1
         self._at += SLICE
         if slice_:
             return 0
         self._end()
         return 0 if self._next else None
-
-    def _count(self, client: End) -> None:
-        """Count the bytes of a connection up to now, and itself as open."""
-        told, row = self._connections.told, client.row
-        moved, before = (client.moved, client.peer.moved), told.get(client, _NOTHING)
-        if moved != before:
-            up, down = row[UP] + moved[0] - before[0], row[DOWN] + moved[1] - before[1]
-            told[client] = moved
-            # Where memory fails, it does so before this.
-            row[UP], row[DOWN] = up, down
-        self._open[getattr(client, "host", OTHERS)] += 1
 
     def _end(self) -> None:
         connections = self._connections
