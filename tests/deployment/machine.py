@@ -29,6 +29,8 @@ BOOTS = (
         "test_users.py",
         "test_variants.py",
         "test_balancers.py",
+        "test_status_socket.py",
+        "test_monitoring.py",
         "test_operations.py",
         "test_package.py",
         "test_restart.py",
@@ -49,7 +51,7 @@ TIMEOUT = 600
 
 _INCLUDED = (
     "acl,apt,caddy,execline,iproute2,logrotate,needrestart,netbase,nginx-light,openbsd-inetd,passwd,"
-    "pebble,procps,python3,python3-pytest,python3-pytest-timeout,s6,sniproxy,systemd,"
+    "pebble,procps,prometheus,python3,python3-pytest,python3-pytest-timeout,s6,sniproxy,systemd,"
     "systemd-sysv,util-linux,xz-utils"
 )
 """The other program of our name too: ours takes its place."""
@@ -215,7 +217,9 @@ def boot(
         (units / name).write_text(unit)
         (units / "multi-user.target.wants" / name).symlink_to(f"../{name}")
         condition = f"ConditionPathExists=/opt/inside/{report}"
-    (units / "inetd.service").symlink_to("/dev/null")
+    # The tests start their own.
+    for name in ("inetd", "prometheus"):
+        (units / f"{name}.service").symlink_to("/dev/null")
 
     console = machine.run(root, TIMEOUT * patience)
     if (inside / "figures").exists():

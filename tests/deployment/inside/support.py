@@ -29,7 +29,10 @@ TIMEOUT = 60 * int(os.environ["PATIENCE"])
 def run(*command: str | pathlib.Path, check: bool = True, user: str | None = None) -> str:
     """Run a command, as a user if one is named; give what it printed, both streams."""
     done = _finished(command, user)
-    assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}"
+    if check and done.returncode:
+        # systemctl only says that one is to look there.
+        seen = journal("--lines=40") if command[0] == "systemctl" else ""
+        raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}{seen}")
     return done.stdout
 
 
