@@ -42,7 +42,7 @@ _CURSOR = re.compile(r"[\w.~-]{1,200}", re.ASCII)
 
 ENABLE = (
     "systemctl enable sniproxy-status.socket",
-    "systemctl restart sniproxy-status.socket sniproxy.service",
+    "systemctl restart sniproxy.service",
 )
 """What makes the unit listen: ``enable --now`` does not, beside a service that runs."""
 
