@@ -11,7 +11,7 @@ import sys
 from bench import picture, report
 from bench.candidates import ROOT
 
-DOCS = ROOT / "docs"
+DOCS = ROOT / "docs" / "explanation"
 FIGURES = DOCS / "performance.json"
 PICTURE = DOCS / "performance.svg"
 TEXT = DOCS / "performance.md"

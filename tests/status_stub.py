@@ -31,7 +31,7 @@ def connection(client: str, name: str = "a.example", **fields: Any) -> dict[str,
 
 
 def document(*hosts: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """Make a statement in the form of docs/status.schema.json."""
+    """Make a statement in the form of docs/reference/status.schema.json."""
     worker = {"number": 0, "pid": 123, "open": 10, "descriptors": 25, "descriptors_max": 524288}
     return {
         "version": 1,

@@ -58,7 +58,7 @@ def test_all_is_well(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
-SCHEMA = pathlib.Path(__file__).parents[1] / "docs" / "check.schema.json"
+SCHEMA = pathlib.Path(__file__).parents[1] / "docs" / "reference" / "check.schema.json"
 
 
 def test_entries_that_serve_many(hosts: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

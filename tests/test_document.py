@@ -13,7 +13,8 @@ from sniproxy.status.document import connection, document, quoted
 from sniproxy.status.overview import Answered, Process
 from tests.seen import Shown, whole
 
-SCHEMA = json.loads((pathlib.Path(__file__).parents[1] / "docs" / "status.schema.json").read_text())
+REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
+SCHEMA = json.loads((REFERENCE / "status.schema.json").read_text())
 ROW = connection(0, Seen("[2001:db8::1]:7", "a.example", "relaying", 1.5, None, 3, 4))
 
 

@@ -198,7 +198,7 @@ def test_a_full_queue_is_waited_for_so_long(
 def test_nobody_is_there(path: pathlib.Path, usual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the unit listens, how to enable it is told."""
     monkeypatch.setattr(inquiry, "SOCKET", str(path) if usual else inquiry.SOCKET)
-    enable = f": {' && '.join(block('operations.md', 'The status socket').splitlines())}"
+    enable = f": {' && '.join(block('how-to/monitoring.md', 'The status socket').splitlines())}"
     enable = enable if usual else ""
     missing = f"No such file or directory (there is no such socket{enable})"
     assert reason(path) == missing

@@ -15,7 +15,7 @@ import pytest
 
 from sniproxy.commands import USAGE_ERROR
 from sniproxy.dataplane.ending import CLIENT_LOST
-from sniproxy.resolver import hosts
+from sniproxy.resolver import hosts, reach
 from sniproxy.tools.tables import CONNECTIONS, HOSTS_WATCHED
 from tests import status_stub
 
@@ -105,16 +105,20 @@ def test_has_every_variable_signal_and_alert() -> None:
 
 def reasons() -> set[str]:
     """Collect the words for why a connection is refused, from where they arise."""
-    words = {*hosts._UNKNOWN_HOST.values(), "no_such_host"}
+    words = {*hosts._UNKNOWN_HOST.values(), "no_such_host", reach.OWNER_HANGS, reach.OWNER_SLOW}
     for path in (ROOT / "sniproxy").glob("*/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             arguments: list[ast.expr] = []
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 if node.func.id == "Refusal":
                     arguments = node.args[1:2]
+                elif node.func.id == "Nameless":
+                    arguments = node.args[:1]
                 elif node.func.id == "_misfit":
                     words |= {f"{ast.literal_eval(node.args[0])}_does_not_fit"}
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+            elif (isinstance(node, ast.keyword) and node.arg == "reason") or (
+                isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason"
+            ):
                 arguments = [node.value]
             words |= {
                 one.value

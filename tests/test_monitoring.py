@@ -206,7 +206,7 @@ def test_of_each_instance_only_the_chosen_are_shown() -> None:
 
 
 def test_prometheus_accepts_the_configuration(promtool: str, tmp_path: pathlib.Path) -> None:
-    text = block("operations.md", "Prometheus", 1)
+    text = block("how-to/monitoring.md", "Prometheus", 1)
     installed = "/usr/share/doc/sniproxy/examples/monitoring/sniproxy.rules.yml"
     assert yaml.safe_load(text)["rule_files"] == [installed]
     (job,) = yaml.safe_load(text)["scrape_configs"]

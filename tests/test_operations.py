@@ -1,4 +1,4 @@
-"""The operations manual and README: each block in them is used by a test, or by a person's hand.
+"""The manual and README: each block in them is used by a test, or by a person's hand.
 
 What they say to type is typed by the deployment tests. Here, the configurations of other programs
 are ones that these accept, and what README repeats of our own files is in them.
@@ -28,6 +28,7 @@ from tests.hello import extension, message, records, server_name
 from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 NGINX_STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 TIMEOUT = 60
 
@@ -40,13 +41,6 @@ def need(program: str, package: str, folders: str | None = "/usr/sbin") -> str:
     if path is None:
         pytest.skip(f"{program} is missing: install {package}")
     return path
-
-
-def section(heading: str) -> str:
-    text = (ROOT / "docs" / "operations.md").read_text()
-    (found,) = re.findall(rf"^#+ {heading}\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert isinstance(found, str)
-    return found
 
 
 def uses() -> Iterator[tuple[object, ...]]:
@@ -74,11 +68,18 @@ def steps() -> set[str]:
     return {re.sub(r" \w+=\S+", "", command) for command in found}
 
 
-@pytest.mark.parametrize("document", ["README.md", "operations.md"])
+def documents() -> list[str]:
+    """Name README and what of the manual says what to do; what explains has figures to type."""
+    pages = [
+        page for kind in ("start", "how-to", "reference") for page in (DOCS / kind).rglob("*.md")
+    ]
+    return ["README.md", *sorted(str(page.relative_to(DOCS)) for page in pages)]
+
+
+@pytest.mark.parametrize("document", documents())
 def test_every_block_is_used_by_a_test_or_marked(document: str) -> None:
     used = set(uses())
     blocks = manual.blocks(document)
-    assert len(blocks) > 10
     assert len({(one.heading, one.number) for one in blocks}) == len(blocks)
     for one in blocks:
         by_run = {line.partition("#")[0].strip() for line in one.text.splitlines()} <= steps()
@@ -152,13 +153,13 @@ def nginx_accepts(text: str, kind: str, folder: pathlib.Path) -> None:
 def test_haproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
     program = need("haproxy", "haproxy")
     configuration = tmp_path / "haproxy.cfg"
-    configuration.write_text(block("operations.md", "From HAProxy", 0))
+    configuration.write_text(block("how-to/moving/haproxy.md", "From HAProxy", 0))
     accepted(program, "-c", "-q", "-f", configuration)
 
 
 def test_haproxy_accepts_how_it_is_kept_behind(tmp_path: pathlib.Path) -> None:
     program = need("haproxy", "haproxy")
-    (bind,) = re.findall(r"`(bind\s[^`]*)`", section("From HAProxy"))
+    (bind,) = re.findall(r"`(bind\s[^`]*)`", (DOCS / "how-to/moving/haproxy.md").read_text())
     server = "server one 192.0.2.1:443"
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text(f"listen blog\n mode tcp\n {' '.join(bind.split())}\n {server}\n")
@@ -166,17 +167,17 @@ def test_haproxy_accepts_how_it_is_kept_behind(tmp_path: pathlib.Path) -> None:
 
 
 def test_nginx_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
-    nginx_accepts(block("operations.md", "From nginx"), "stream", tmp_path)
+    nginx_accepts(block("how-to/moving/nginx.md", "From nginx"), "stream", tmp_path)
 
 
 def test_nginx_accepts_the_servers_with_certificates_by_http(tmp_path: pathlib.Path) -> None:
-    plain = block("operations.md", "Certificates by http-01", 1)
-    tls = block("operations.md", "Certificates by http-01", 3)
+    plain = block("how-to/certificates.md", "Certificates by http-01", 1)
+    tls = block("how-to/certificates.md", "Certificates by http-01", 3)
     nginx_accepts(plain + tls, "http", tmp_path)
 
 
 def test_nginx_accepts_who_lets_prometheus_in(tmp_path: pathlib.Path) -> None:
-    nginx_accepts(block("operations.md", "Prometheus", 2), "http", tmp_path)
+    nginx_accepts(block("how-to/monitoring.md", "Prometheus", 2), "http", tmp_path)
 
 
 def connected(process: "subprocess.Popen[bytes]", port: int, log: pathlib.Path) -> socket.socket:
@@ -194,7 +195,7 @@ def connected(process: "subprocess.Popen[bytes]", port: int, log: pathlib.Path) 
 def test_the_other_sniproxy_accepts_what_is_moved_from(tmp_path: pathlib.Path) -> None:
     """It can't just test a configuration: it is started, on a port of our own."""
     program = need("sniproxy", "sniproxy")
-    before = block("operations.md", "From dlundquist's sniproxy", 0)
+    before = block("how-to/moving/sniproxy.md", "From dlundquist's sniproxy", 0)
     port = free_port()
     text, listens = re.subn(r"listener 443", f"listener 127.0.0.1:{port}", before)
     assert listens == 1
@@ -235,7 +236,7 @@ def test_sslh_sends_hellos_where_the_manual_says(tmp_path: pathlib.Path) -> None
         return f'host: "127.0.0.1"; port: "{server.getsockname()[1]}"'
 
     with contextlib.ExitStack() as stack:
-        before = block("operations.md", "From sslh", 0)
+        before = block("how-to/moving/sslh.md", "From sslh", 0)
         text = re.sub(r'host: "(.+?)"; port: "(.+?)"', ours, before)
         configuration, log = tmp_path / "sslh.cfg", tmp_path / "log"
         configuration.write_text(text)
@@ -286,31 +287,31 @@ def those_with(file: str, hosts: pathlib.Path) -> set[str]:
 
 def test_each_name_of_snid_is_made_a_host(tmp_path: pathlib.Path) -> None:
     """The program itself is tried in a booted Debian 13, which has it."""
-    sockets = re.findall(r"`/run/snid/(.+?)`", section("From snid"))
-    hosts = made(block("operations.md", "From snid", 1), tmp_path)
+    sockets = re.findall(r"`/run/snid/(.+?)`", (DOCS / "how-to/moving/snid.md").read_text())
+    hosts = made(block("how-to/moving/snid.md", "From snid", 1), tmp_path)
     assert set(os.listdir(hosts)) == directories(sockets)
     assert those_with("send-proxy-v2", hosts) == directories(sockets)
-    (host,) = re.findall(r"-default-hostname (\S+)", block("operations.md", "From snid", 0))
+    (host,) = re.findall(r"-default-hostname (\S+)", block("how-to/moving/snid.md", "From snid", 0))
     link = hosts / "_nosni" / "tls-socket"
     assert os.path.realpath(link) == os.path.realpath(hosts / host / "tls-socket")
 
 
 def test_each_name_of_sslh_is_made_a_host(tmp_path: pathlib.Path) -> None:
-    before = block("operations.md", "From sslh", 0)
+    before = block("how-to/moving/sslh.md", "From sslh", 0)
     lists = re.findall(r"sni_hostnames: \[(.*?)\]", before)
-    hosts = made(block("operations.md", "From sslh", 1), tmp_path)
+    hosts = made(block("how-to/moving/sslh.md", "From sslh", 1), tmp_path)
     assert set(os.listdir(hosts)) == directories({"*", *re.findall(r'"(.+?)"', "".join(lists))})
 
 
 def test_each_name_of_traefik_is_made_a_host(tmp_path: pathlib.Path) -> None:
     """Debian has no Traefik: what it is told is read here, and not by it."""
-    tcp = yaml.safe_load(block("operations.md", "From Traefik", 0))["tcp"]
+    tcp = yaml.safe_load(block("how-to/moving/traefik.md", "From Traefik", 0))["tcp"]
     assert all(router["tls"]["passthrough"] for router in tcp["routers"].values())
     services = {
         re.fullmatch(r"HostSNI\(`(.+)`\)", router["rule"])[1]: tcp["services"][router["service"]]
         for router in tcp["routers"].values()
     }
-    hosts = made(block("operations.md", "From Traefik", 1), tmp_path)
+    hosts = made(block("how-to/moving/traefik.md", "From Traefik", 1), tmp_path)
     assert set(os.listdir(hosts)) == directories(services)
     headers = {
         (name, tcp["serversTransports"][transport]["proxyProtocol"]["version"])
@@ -322,11 +323,11 @@ def test_each_name_of_traefik_is_made_a_host(tmp_path: pathlib.Path) -> None:
 
 def test_each_name_of_caddy_s_module_is_made_a_host(tmp_path: pathlib.Path) -> None:
     """Debian has not the module: what it is told is read here, and not by it."""
-    before = block("operations.md", "From Caddy's layer4", 0)
+    before = block("how-to/moving/caddy.md", "From Caddy's layer4", 0)
     matchers = dict(re.findall(r"^\t\t\t@(\w+) tls(?: sni (\S+))?$", before, re.MULTILINE))
     routes = re.findall(r"^\t\t\troute @(\w+) \{\n(.*?)^\t\t\t\}", before, re.MULTILINE | re.DOTALL)
     assert list(matchers) == [matcher for matcher, _ in routes]
-    hosts = made(block("operations.md", "From Caddy's layer4", 1), tmp_path)
+    hosts = made(block("how-to/moving/caddy.md", "From Caddy's layer4", 1), tmp_path)
     assert set(os.listdir(hosts)) == directories(name or "*" for name in matchers.values())
     for option, file in (
         ("proxy_protocol v2", "send-proxy-v2"),
@@ -338,7 +339,7 @@ def test_each_name_of_caddy_s_module_is_made_a_host(tmp_path: pathlib.Path) -> N
 
 def test_debian_s_caddy_has_not_the_module(tmp_path: pathlib.Path) -> None:
     program = need("caddy", "caddy", folders=None)
-    before = block("operations.md", "From Caddy's layer4", 0)
+    before = block("how-to/moving/caddy.md", "From Caddy's layer4", 0)
     configuration = tmp_path / "Caddyfile"
     configuration.write_text(before)
     environment = os.environ | {"HOME": str(tmp_path)}
@@ -364,19 +365,19 @@ def test_debian_s_caddy_has_not_the_module(tmp_path: pathlib.Path) -> None:
 
 def test_each_name_of_envoy_is_made_a_host(tmp_path: pathlib.Path) -> None:
     """Debian has no Envoy: what it is told is read here, and not by it."""
-    resources = yaml.safe_load(block("operations.md", "From Envoy", 0))["static_resources"]
+    resources = yaml.safe_load(block("how-to/moving/envoy.md", "From Envoy", 0))["static_resources"]
     (listener,) = resources["listeners"]
     chains = [*listener["filter_chains"], listener["default_filter_chain"]]
     used = [only["typed_config"]["cluster"] for chain in chains for only in chain["filters"]]
     assert used == [cluster["name"] for cluster in resources["clusters"]]
     matches = [chain["filter_chain_match"] for chain in listener["filter_chains"]]
     names = {name for match in matches for name in match["server_names"]}
-    hosts = made(block("operations.md", "From Envoy", 1), tmp_path)
+    hosts = made(block("how-to/moving/envoy.md", "From Envoy", 1), tmp_path)
     assert set(os.listdir(hosts)) == directories(names | {"*"})
 
 
 def test_the_example_of_the_log_says_what_the_proxy_understands() -> None:
-    commands = block("operations.md", "The log", 0)
+    commands = block("how-to/logs.md", "The log", 0)
     (shipped,) = re.findall(r"^cp /usr/share/doc/sniproxy/examples/(\S+) ", commands, re.MULTILINE)
     drop_in = (ROOT / "chroot" / shipped).read_text()
     words = re.findall(r"^Environment=(\w+)=(\S+)$", drop_in, re.MULTILINE)
@@ -418,7 +419,7 @@ def test_journalctl_finds_what_the_manual_says(tmp_path: pathlib.Path) -> None:
     ]
     exported.write_text("\n".join(entries) + "\n")
     accepted(program, "-o", journal, exported)
-    commands = block("operations.md", "journald", 0).replace("journalctl", '"$@"').splitlines()
+    commands = block("how-to/logs.md", "journald", 0).replace("journalctl", '"$@"').splitlines()
     for command, numbers in zip(commands, ([1], [0], [3], [7]), strict=True):
         done = subprocess.run(
             ["sh", "-euc", command, "sh", "journalctl", "--no-pager", f"--file={journal}"],
@@ -436,10 +437,10 @@ def test_readers_of_logfmt_are_told_fields_that_there_are() -> None:
     line = written(LINES[2])
     fields = {word.partition("=")[0] for word in line.split()}
     labels = r"by \((\w+)\)|\| (?!logfmt)(?:unwrap )?(\w+)"
-    for query in block("operations.md", "Loki", 0).splitlines():
+    for query in block("how-to/logs.md", "Loki", 0).splitlines():
         assert {one or other for one, other in re.findall(labels, query)} <= fields
         assert query.count("(") == query.count(")")
-    vector = yaml.safe_load(block("operations.md", "Vector", 0))
+    vector = yaml.safe_load(block("how-to/logs.md", "Vector", 0))
     (name, source), (_, transform) = (*vector["sources"].items(), *vector["transforms"].items())
     assert source["include_units"] == ["sniproxy"]
     assert transform["inputs"] == [name]
@@ -451,7 +452,7 @@ def test_fail2ban_takes_what_the_manual_says_to_copy(tmp_path: pathlib.Path) -> 
     need("fail2ban-client", "fail2ban", folders=None)
     configuration = tmp_path / "fail2ban"
     shutil.copytree("/etc/fail2ban", configuration)
-    _, *copies, _ = block("operations.md", "fail2ban", 0).splitlines()
+    _, *copies, _ = block("how-to/logs.md", "fail2ban", 0).splitlines()
     for command in copies:
         ours = command.replace("/usr/share/doc/sniproxy/examples", str(ROOT / "chroot"))
         accepted("sh", "-euc", ours.replace("/etc/fail2ban", str(configuration)))
@@ -466,11 +467,11 @@ def test_fail2ban_takes_what_the_manual_says_to_copy(tmp_path: pathlib.Path) -> 
 
 
 def test_from_nothing_takes_as_many_commands_as_it_says() -> None:
-    heading = "From nothing to a served name"
-    text = "".join(one.text for one in manual.blocks("operations.md") if one.heading == heading)
+    page, heading = "start/served-name.md", "From nothing to a served name"
+    text = "".join(one.text for one in manual.blocks(page) if one.heading == heading)
     text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     commands = [line for line in re.split(r"\n|&&|;|\|", text) if line.strip()]
-    (said,) = re.findall(r"It takes (\w+) commands", section(heading))
+    (said,) = re.findall(r"It takes (\w+) commands", (DOCS / page).read_text())
     assert said == NUMBERS[len(commands)]
 
 

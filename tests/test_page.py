@@ -19,7 +19,7 @@ from sniproxy.status.page import PAGE, POLICY
 from tests.browser import Browser, Tab, started
 from tests.end_to_end.harness import wait_until
 
-PICTURE = pathlib.Path(__file__).parent.parent / "docs" / "status.png"
+PICTURE = pathlib.Path(__file__).parent.parent / "docs" / "explanation" / "status.png"
 BEGIN = 1764216000
 """12:00 less eight hours, UTC."""
 

@@ -12,7 +12,7 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 @pytest.mark.parametrize("document", ["security.md", "reliability.md"])
 def test_named_tests_exist(document: str) -> None:
-    text = (ROOT / "docs" / document).read_text()
+    text = (ROOT / "docs" / "explanation" / document).read_text()
     named = NAMED.findall(text)
     assert len(named) > 20
     assert text.count("tests/") >= len(named)

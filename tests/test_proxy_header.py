@@ -260,7 +260,7 @@ def test_the_longest_block() -> None:
 
 
 def test_which_tlvs_go_on() -> None:
-    """The table in docs/operations.md."""
+    """The table in docs/reference/proxy-header.md."""
     passed = {1, 5, 0x20, *range(0xE0, 0xF8)}
     for kind in set(range(256)) - {3}:
         for value in (b"", b"\0", b"value" * 40):

@@ -18,7 +18,8 @@ WHOLE = document(host("a.example"), extra={"nested": [1]}) | {
     "next": "0.57",
 }
 
-SCHEMA = json.loads((pathlib.Path(__file__).parents[1] / "docs" / "status.schema.json").read_text())
+REFERENCE = pathlib.Path(__file__).parents[1] / "docs" / "reference"
+SCHEMA = json.loads((REFERENCE / "status.schema.json").read_text())
 
 
 def text(value: Any) -> bytes:

@@ -6,8 +6,8 @@ then that direction is not read again until it has been taken (back pressure). E
 edge-triggered, so each ``pump`` says in its code why no further event is needed.
 
 This is the hot path and is written for speed. Per direction the cheapest way was measured
-(docs/design.md): copying through one large buffer, and for large uploads splice(2) through a
-pipe, at a third of the cost of the copy.
+(docs/explanation/design.md): copying through one large buffer, and for large uploads splice(2)
+through a pipe, at a third of the cost of the copy.
 """
 
 import os

@@ -8,8 +8,8 @@ values out.
 The process that wrote a message may have been broken into, since a restart is how a hole is closed.
 So every field is checked, and a message that contradicts itself anywhere is none at all.
 
-The format is described in docs/handover.md. A change of it takes a new ``FORMAT``; the one of the
-release before stays readable.
+The format is described in docs/explanation/handover.md. A change of it takes a new ``FORMAT``; the
+one of the release before stays readable.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""The document: everything at once, as JSON (docs/status.schema.json)."""
+"""The document: everything at once, as JSON (docs/reference/status.schema.json)."""
 
 import re
 from collections.abc import Generator, Iterable, Sequence

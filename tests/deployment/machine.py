@@ -188,8 +188,8 @@ def boot(
     _make_root(release, root, machine.hooks)
     inside = root / "opt" / "inside"
     shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
-    for document in ("docs/operations.md", "README.md"):
-        shutil.copy(REPOSITORY / document, inside)
+    shutil.copy(REPOSITORY / "README.md", inside)
+    shutil.copytree(REPOSITORY / "docs", inside / "docs")
     for name, file in brought.items():
         shutil.copyfile(file, inside / name)
     authority = trustme.CA()

@@ -25,6 +25,9 @@ COMMANDS = ("sniproxy-check", "sniproxy-hostname", "sniproxy-listen", "sniproxy-
 
 BUILD = pathlib.Path("chroot", "debian", "build")
 
+MANUAL = ("docs/README.md", "docs/how-to/users.md", "docs/reference/status.schema.json")
+"""Some of what README leads to, at once or by its table of contents."""
+
 Installer = Callable[..., subprocess.CompletedProcess[str]]
 """Installs to a DESTDIR and a PREFIX or, told so, removes."""
 
@@ -109,7 +112,9 @@ def test_install_and_uninstall(
     manual = {path.name for path in (REPOSITORY / "docs" / "man").glob("*.[18]")}
     assert manual == {path.name for path in (installed / "share" / "man").rglob("*.?")}
     assert {"lib/systemd/system/sniproxy.socket", "lib/sysusers.d/sniproxy.conf"} < files(installed)
-    assert pages(installed)
+    manual = {f"share/doc/sniproxy/{path}" for path in MANUAL}
+    assert manual <= files(installed)
+    assert f"]({MANUAL[0]})" in (installed / "share/doc/sniproxy/README.md").read_text()
     assert dead_links(installed) == []
 
     (installed / "bin" / "other").touch()
@@ -153,10 +158,11 @@ def test_no_text_of_another_release_stays(
 
 def test_every_path_follows_the_prefix(executable: pathlib.Path, tmp_path: pathlib.Path) -> None:
     make("install", tmp_path, "/opt/proxy")
-    texts = [path.read_text() for path in (tmp_path / "opt/proxy").rglob("*.*") if path.is_file()]
+    named = [path for path in (tmp_path / "opt/proxy").rglob("*.*") if path.suffix != ".png"]
+    texts = [path.read_text() for path in named if path.is_file()]
     texts += [path.read_text() for path in (tmp_path / "opt/proxy").rglob("run")]
-    named = {path for text in texts for path in re.findall(r"/\S*/bin/sniproxy\S*", text)}
-    assert named == {"/opt/proxy/bin/sniproxy", "/opt/proxy/bin/sniproxy-listen"}
+    found = {path for text in texts for path in re.findall(r"/\S*/bin/sniproxy\S*", text)}
+    assert found == {"/opt/proxy/bin/sniproxy", "/opt/proxy/bin/sniproxy-listen"}
 
 
 def test_without_an_executable_it_says_what_to_do(tmp_path: pathlib.Path) -> None:
@@ -211,7 +217,7 @@ def copy(works: list[Component], tmp_path: pathlib.Path) -> pathlib.Path:
         shutil.copytree(
             REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
+    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     (source / "build").mkdir()
     for name in ("dist", "build/source", "build/source.json", "build/tools"):

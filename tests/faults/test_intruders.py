@@ -1,5 +1,5 @@
-"""Local users with a hosts directory of their own, and clients, try what docs/security.md says that
-they can't do."""
+"""Local users with a hosts directory of their own, and clients, try what
+docs/explanation/security.md says that they can't do."""
 
 import ctypes
 import os

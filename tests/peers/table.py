@@ -1,4 +1,4 @@
-"""The table of who speaks with whom: from what a run found to docs/peers.md and back.
+"""The table of who speaks with whom: from what a run found to docs/reference/peers.md and back.
 
 A cell's place is its row's and its column's title: a client and a server. The first row and the
 first column hold the versions of the programs. How a run may differ from the table without being

@@ -1,4 +1,4 @@
-"""Certificates by tls-alpn-01 (RFC 8737) for a server that knows nothing of it, as the operations
+"""Certificates by tls-alpn-01 (RFC 8737) for a server that knows nothing of it, as the
 manual says to get them: by another client, which answers at ``acme-tls-socket``.
 
 All are Debian's: the authority is Pebble, the client lego, the server nginx.
@@ -150,7 +150,7 @@ def site(request: pytest.FixtureRequest, world: World, authority: Authority) -> 
         site = Site(world, authority, f"{request.param.replace('_', '-')}.example")
         path = site.directory / "acme-tls-socket"
         if request.param == "tls":
-            units = site.here(block("operations.md", "Certificates by tls-alpn-01", 0))
+            units = site.here(block("how-to/certificates.md", "Certificates by tls-alpn-01", 0))
             assert re.findall(r"^ListenStream=(.*)$", units, re.MULTILINE) == [str(path)]
             (command,) = re.findall(r"^ExecStart=(.*)$", units, re.MULTILINE)
             activate = [need("systemd-socket-activate", "systemd"), f"--listen={path}"]
@@ -159,7 +159,7 @@ def site(request: pytest.FixtureRequest, world: World, authority: Authority) -> 
             (site.directory / "send-proxy-v1").touch()
             folder = site.folder / "forwarder"
             folder.mkdir()
-            stream = site.here(block("operations.md", "Certificates by tls-alpn-01", 1))
+            stream = site.here(block("how-to/certificates.md", "Certificates by tls-alpn-01", 1))
             world.begin(folder, [nginx_with(folder, "", stream)], path)
     except Missing as missing:
         pytest.skip(str(missing))
@@ -167,10 +167,10 @@ def site(request: pytest.FixtureRequest, world: World, authority: Authority) -> 
 
 
 def test_a_certificate_is_obtained_and_renewed(site: Site) -> None:
-    site.lego(block("operations.md", "Certificates by tls-alpn-01", 2))
+    site.lego(block("how-to/certificates.md", "Certificates by tls-alpn-01", 2))
 
-    server = block("operations.md", "Certificates by http-01", 3)
-    place = block("operations.md", "Certificates by tls-alpn-01", 3)
+    server = block("how-to/certificates.md", "Certificates by http-01", 3)
+    place = block("how-to/certificates.md", "Certificates by tls-alpn-01", 3)
     server, places = re.subn(r"(?: *ssl_certificate.*\n)+", place, server)
     assert places == 1
     if not (site.directory / "send-proxy-v1").exists():
@@ -183,7 +183,7 @@ def test_a_certificate_is_obtained_and_renewed(site: Site) -> None:
     def is_served_as_ever() -> None:
         assert site.ask()[0].endswith(PAGE)
 
-    renew = block("operations.md", "Certificates by tls-alpn-01", 4)
+    renew = block("how-to/certificates.md", "Certificates by tls-alpn-01", 4)
     # Pebble's certificates last for years, and lego without a terminal would sleep for minutes.
     more = "--days=10000", "--no-random-sleep"
     site.lego(renew, *more, meanwhile=is_served_as_ever)

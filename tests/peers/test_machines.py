@@ -1,4 +1,4 @@
-"""Several machines, as the operations manual says to set them up: copies of the proxy behind a
+"""Several machines, as the manual says to set them up: copies of the proxy behind a
 balancer, each with a hosts directory of its own, clients and backends elsewhere.
 
 The configurations are the manual's, taken from its blocks, with other paths. Addresses are those of
@@ -384,12 +384,12 @@ def copies(site: Site) -> dict[str, Copy]:
     """Have two copies with their hosts, which do not run yet."""
     made = {name: Copy(site, name) for name in COPIES}
     one = made["one"]
-    hosts = one.here(block("operations.md", "Two machines behind HAProxy", 1))
+    hosts = one.here(block("how-to/machines.md", "Two machines behind HAProxy", 1))
     subprocess.run(["sh", "-euc", hosts], check=True)
-    fill(made["two"], one, block("operations.md", "Two machines behind HAProxy", 3))
+    fill(made["two"], one, block("how-to/machines.md", "Two machines behind HAProxy", 3))
     for copy in made.values():
         try:
-            copy.forward(block("operations.md", "Two machines behind HAProxy", 2))
+            copy.forward(block("how-to/machines.md", "Two machines behind HAProxy", 2))
         except Missing as missing:
             pytest.skip(str(missing))
     return made
@@ -409,10 +409,10 @@ def fill(copy: Copy, source: Copy, command: str) -> None:
 def test_copies_behind_haproxy_are_drained_replaced_and_renewed(
     site: Site, copies: dict[str, Copy]
 ) -> None:
-    command = block("operations.md", "The header without systemd")
+    command = block("how-to/balancers.md", "The header without systemd")
     for copy in copies.values():
         copy.begin(command)
-    balancer = Balancer(site, block("operations.md", "Two machines behind HAProxy", 0))
+    balancer = Balancer(site, block("how-to/machines.md", "Two machines behind HAProxy", 0))
     one, two = copies["one"], copies["two"]
 
     def more(server: str) -> Callable[[], bool]:
@@ -426,13 +426,13 @@ def test_copies_behind_haproxy_are_drained_replaced_and_renewed(
         assert all(int(balancer.figures(name)["scur"]) for name in COPIES)
 
         # One is taken out: it gets nobody new, and who is there stays as long as he likes.
-        balancer.say(block("operations.md", "To take a copy out", 0))
+        balancer.say(block("how-to/machines.md", "To take a copy out", 0))
         served = balancer.served("one")
         load.until(more("two"))
         go_on(before)
         assert balancer.served("one") == served
         close(before)
-        balancer.say(block("operations.md", "To take a copy out", 1))
+        balancer.say(block("how-to/machines.md", "To take a copy out", 1))
         one.stop()
         assert " lost" not in one.log
         one.machine.close()
@@ -448,10 +448,10 @@ def test_copies_behind_haproxy_are_drained_replaced_and_renewed(
 
         # Another machine comes in its place, with the hosts of the one that is left.
         one = Copy(site, "one")
-        fill(one, two, block("operations.md", "Two machines behind HAProxy", 3))
-        one.forward(block("operations.md", "Two machines behind HAProxy", 2))
+        fill(one, two, block("how-to/machines.md", "Two machines behind HAProxy", 3))
+        one.forward(block("how-to/machines.md", "Two machines behind HAProxy", 2))
         one.begin(command)
-        balancer.say(block("operations.md", "To take a copy out", 2))
+        balancer.say(block("how-to/machines.md", "To take a copy out", 2))
         load.until(lambda: balancer.figures("one")["status"] == "UP")
         load.until(more("one"))
         go_on(staying)
@@ -476,12 +476,12 @@ def without_header(command: str) -> str:
 
 def test_only_the_balancers_reach_the_port(site: Site, copies: dict[str, Copy]) -> None:
     one = copies["one"]
-    one.begin(block("operations.md", "The header without systemd"))
+    one.begin(block("how-to/balancers.md", "The header without systemd"))
     try:
         nft = need("nft", "nftables")
     except Missing as missing:
         pytest.skip(str(missing))
-    one.machine.run(nft, "-f", "-", text=block("operations.md", "Only from the balancers"))
+    one.machine.run(nft, "-f", "-", text=block("how-to/balancers.md", "Only from the balancers"))
     for address, may in ((BALANCER, True), (BACKEND, False), ("198.51.100.2", True)):
         machine = site.backend if address == BACKEND else site.machine(inner=(address,))
         with machine.entered(), socket.socket() as client:
@@ -491,8 +491,8 @@ def test_only_the_balancers_reach_the_port(site: Site, copies: dict[str, Copy]) 
 
 def test_a_second_balancer_takes_over(site: Site, copies: dict[str, Copy]) -> None:
     for copy in copies.values():
-        copy.begin(block("operations.md", "The header without systemd"))
-    configuration = block("operations.md", "Two machines behind HAProxy", 0)
+        copy.begin(block("how-to/balancers.md", "The header without systemd"))
+    configuration = block("how-to/machines.md", "Two machines behind HAProxy", 0)
     balancers = [
         Balancer(site, configuration, outer=(f"203.0.113.{number}",), inner=f"198.51.100.{number}")
         for number in (1, 2)
@@ -503,7 +503,7 @@ def test_a_second_balancer_takes_over(site: Site, copies: dict[str, Copy]) -> No
         pytest.skip(str(missing))
     for number, balancer in enumerate(balancers):
         file = site.folder / f"keepalived{number}.conf"
-        file.write_text(balancer.here(block("operations.md", "A second balancer")))
+        file.write_text(balancer.here(block("how-to/machines.md", "A second balancer")))
         pids = [f"--{kind}={site.folder}/{kind}{number}" for kind in ("pid", "vrrp_pid")]
         options = ["--dont-fork", "--log-console", "--vrrp", f"--use-file={file}", *pids]
         balancer.machine.start([keepalived, *options], site.log("keepalived"))
@@ -542,8 +542,8 @@ def router(site: Site, copies: dict[str, Copy]) -> Machine:
     site.client.run("ip", "route", "add", f"{SERVICE[0]}/32", "via", "203.0.113.1")
     for copy in copies.values():
         copy.machine.run("ip", "route", "add", "default", "via", "198.51.100.254")
-        copy.machine.run("sh", "-euc", block("operations.md", "Equal-cost routes", 1))
-        copy.begin(without_header(block("operations.md", "The header without systemd")))
+        copy.machine.run("sh", "-euc", block("how-to/machines.md", "Equal-cost routes", 1))
+        copy.begin(without_header(block("how-to/balancers.md", "The header without systemd")))
     return machine
 
 
@@ -555,7 +555,7 @@ def each_more(copies: dict[str, Copy]) -> Callable[[], bool]:
 def test_equal_cost_routes_keep_addresses(
     site: Site, copies: dict[str, Copy], router: Machine
 ) -> None:
-    router.run("sh", "-euc", block("operations.md", "Equal-cost routes", 0))
+    router.run("sh", "-euc", block("how-to/machines.md", "Equal-cost routes", 0))
     with Load(site, families=(0,)) as load:
         load.until(each_more(copies))
     visits = site.visits(*[0] * SEVERAL)
@@ -565,7 +565,7 @@ def test_equal_cost_routes_keep_addresses(
     assert lost
     assert staying
     assert len(lost) + len(staying) == SEVERAL
-    leave = block("operations.md", "Equal-cost routes", 2)
+    leave = block("how-to/machines.md", "Equal-cost routes", 2)
     router.run("sh", "-euc", leave)
     for visit in lost:
         with pytest.raises(OSError):
@@ -592,11 +592,11 @@ def test_ipvs_keeps_addresses_and_connections(
         problem = str(error).partition("\n")[0]
         pytest.skip(f"{NOT_APPLICABLE}this kernel has no ip_vs for a namespace: {problem}")
     router.run("ip", "address", "add", f"{SERVICE[0]}/32", "dev", "lo")
-    router.run("sh", "-euc", block("operations.md", "IPVS", 0))
+    router.run("sh", "-euc", block("how-to/machines.md", "IPVS", 0))
     with Load(site, families=(0,)) as load:
         load.until(each_more(copies))
         staying = site.visits(*[0] * SEVERAL)
-        router.run("sh", "-euc", block("operations.md", "IPVS", 1))
+        router.run("sh", "-euc", block("how-to/machines.md", "IPVS", 1))
         served = copies["one"].accepted
         load.until(each_more({"two": copies["two"]}))
         assert copies["one"].accepted == served

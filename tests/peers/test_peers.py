@@ -9,7 +9,7 @@ from tests.peers.conftest import World
 from tests.peers.peers import CLIENTS, MARKS, SERVERS, TITLES, Missing, versions
 from tests.peers.table import NO, NOT_TRIED, VERSION, YES, Cells, cell, compare, read, written
 
-TABLE = pathlib.Path(__file__).parents[2] / "docs" / "peers.md"
+TABLE = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "peers.md"
 
 
 @pytest.mark.parametrize("server", list(SERVERS))

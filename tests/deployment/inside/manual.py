@@ -1,4 +1,4 @@
-"""The blocks of the manual and of README: what they say to type or to write, as text.
+"""The blocks of the manual (docs/) and of README: what they say to type or to write, as text.
 
 A test takes a block by ``block``, in so many words, so that ``tests/test_operations.py`` can tell
 from the tests' source which blocks are run. One that a person has to run says so: the paragraph
@@ -36,7 +36,7 @@ class Block:
 
 
 def blocks(document: str) -> list[Block]:
-    """Find all blocks of a document, which is named as ``README.md``."""
+    """Find all blocks of a document, which is named as ``README.md`` or ``how-to/users.md``."""
     text = next(path for place in PLACES if (path := place / document).exists()).read_text()
     found: list[Block] = []
     heading = above = ""

@@ -64,7 +64,7 @@ def test_after_the_boot_it_removes_nothing() -> None:
 
 
 def test_a_web_server_that_was_killed_alone_serves_again() -> None:
-    follow(block("operations.md", "After a crash"))
+    follow(block("how-to/backend-restarts.md", "After a crash"))
     before = shown("MainPID", "nginx.service")
     run("systemctl", "kill", "-s", "KILL", "nginx")
     eventually("another one", lambda: shown("MainPID", "nginx.service") not in {before, "0"})

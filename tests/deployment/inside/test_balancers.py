@@ -70,7 +70,7 @@ def is_refused(address: str, port: int, first: bytes) -> bool:
 
 
 def test_a_header_for_all_clients(blog: socket.socket) -> None:
-    follow(block("operations.md", "The header for all clients"))
+    follow(block("how-to/balancers.md", "The header for all clients"))
     assert announced("127.0.0.1", 443, blog) == HEADER
     assert is_refused("127.0.0.1", 443, b"")
 
@@ -82,7 +82,7 @@ def test_a_port_for_the_balancer_beside_the_other(
     try:
         with Client(SHOP) as client:
             assert client.ask() == "the shop"
-            follow(block("operations.md", "The header beside clients without"))
+            follow(block("how-to/balancers.md", "The header beside clients without"))
             assert client.ask() == "the shop"
         assert f" accept_proxy={ADDRESS}:8443 " in journal("--unit=sniproxy.service")
         for _ in range(2):

@@ -32,13 +32,13 @@ def test_a_web_server_serves() -> None:
     """nginx, as documented. It is enabled, as Debian's package does it, and so is Caddy, which has
     port 80 before it is configured."""
     run("systemctl", "disable", "--now", "caddy")
-    follow(block("operations.md", "Certificates by http-01", 0))
+    follow(block("how-to/certificates.md", "Certificates by http-01", 0))
     live = pathlib.Path("/etc/letsencrypt/live/shop.example")
     live.mkdir(parents=True)
     for name in ("fullchain.pem", "privkey.pem"):
         (live / name).symlink_to(HERE / "server.pem")
-    plain = block("operations.md", "Certificates by http-01", 1)
-    tls = block("operations.md", "Certificates by http-01", 3)
+    plain = block("how-to/certificates.md", "Certificates by http-01", 1)
+    tls = block("how-to/certificates.md", "Certificates by http-01", 3)
     pathlib.Path("/etc/nginx/sites-enabled/shop.example").write_text(plain + tls)
     pathlib.Path("/var/www/shop/index.html").write_text("The shop")
     run("systemctl", "restart", "nginx")

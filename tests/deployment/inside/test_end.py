@@ -79,8 +79,8 @@ def test_purging_it_keeps_the_hosts() -> None:
 def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
     (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
     folder = archive.name.removesuffix(".tar.xz")
-    (shown,) = re.findall(r"^tar -xf (\S+)\.tar", block("operations.md", "From an archive"))
-    follow(block("operations.md", "From an archive").replace(shown, folder))
+    (shown,) = re.findall(r"^tar -xf (\S+)\.tar", block("start/served-name.md", "From an archive"))
+    follow(block("start/served-name.md", "From an archive").replace(shown, folder))
     assert pathlib.Path("/usr/local/bin/sniproxy").exists()
     follow(block("README.md", "Deploy it", 0).replace(shown, folder))
     follow(block("README.md", "Deploy it", 3))

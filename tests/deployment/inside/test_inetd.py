@@ -104,7 +104,7 @@ def test_inetd_itself_is_restarted_as_the_manual_says(unit: None) -> None:
     with Client(BLOG) as client:
         assert client.ask() == "the blog"
     before = listening_inodes()
-    follow(block("operations.md", "Restarts and upgrades"))
+    follow(block("how-to/restarts.md", "Restarts and upgrades"))
     eventually("inetd listens", lambda: listens("127.0.0.1") and listens("::1"))
     assert set(before).isdisjoint(listening_inodes())
     assert (ask(BLOG, "127.0.0.1"), ask(BLOG, "::1")) == ("the blog", "the blog")

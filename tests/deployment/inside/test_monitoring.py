@@ -109,11 +109,11 @@ def prometheus(clients: Clients, tmp_path: pathlib.Path) -> Iterator[None]:
     (DROP_INS / "sniproxy.service.d" / "workers.conf").write_text(
         "[Service]\nEnvironment=SNIPROXY_WORKERS=2\n"
     )
-    follow(block("operations.md", "Prometheus", 0))
+    follow(block("how-to/monitoring.md", "Prometheus", 0))
     configuration = tmp_path / "prometheus.yml"
     configuration.write_text(
         "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\n"
-        + block("operations.md", "Prometheus", 1)
+        + block("how-to/monitoring.md", "Prometheus", 1)
     )
     process = subprocess.Popen(
         [

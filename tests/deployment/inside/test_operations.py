@@ -1,4 +1,4 @@
-"""The operations manual: what it says to type is typed here. (Users and addresses: elsewhere.)"""
+"""The manual: what it says to type is typed here. (Users and addresses: elsewhere.)"""
 
 import contextlib
 import functools
@@ -87,10 +87,10 @@ def test_from_nothing_to_a_served_name(
     assert shown("ActiveState", "nginx.service") == "active"
     run("systemctl", "disable", "--now", "sniproxy.socket")
     shutil.copy(HERE / "old.deb", tmp_path / "sniproxy_1.deb")
-    follow(block("operations.md", "From nothing to a served name", 0), tmp_path)
+    follow(block("start/served-name.md", "From nothing to a served name", 0), tmp_path)
     told = f"https_port 8443\n\tacme_ca {ACME}\n\tacme_ca_root {HERE}/ca.pem\n"
     try:
-        commands = block("operations.md", "From nothing to a served name", 1)
+        commands = block("start/served-name.md", "From nothing to a served name", 1)
         output = follow(commands.replace("https_port 8443\n", told))
         assert "ok   blog.example  accepts as caddy" in output
         # It says that it has one before it has loaded it.
@@ -107,7 +107,7 @@ def test_one_server_for_many_names(
     proxy: None, hosts: pathlib.Path, backend_at: Callable[..., Backend]
 ) -> None:
     backend_at(make_host(BLOG) / "tls-socket", "the blog")
-    follow(block("operations.md", "Many names, and all others"))
+    follow(block("how-to/many-names.md", "Many names, and all others"))
     for name in (BLOG, SHOP, "localhost"):
         assert ask(name) == "the blog"
     make_host(SHOP)
@@ -205,14 +205,14 @@ def restarted(name: str, take_care: Callable[[], object]) -> list[str]:
 
 def test_clients_wait_at_a_socket_of_systemd_s(site: Callable[[str], None]) -> None:
     site(SHOP)
-    commands = block("operations.md", "Backends that restart", 0)
+    commands = block("how-to/backend-restarts.md", "Backends that restart", 0)
     assert restarted(SHOP, lambda: follow(commands)) == []
 
 
 def test_clients_wait_for_a_backend_that_restarts(site: Callable[[str], None]) -> None:
     """None is refused, though who was in the server's queue is lost."""
     site(BLOG)
-    commands = block("operations.md", "Backends that restart", 1)
+    commands = block("how-to/backend-restarts.md", "Backends that restart", 1)
     assert not list(filter(is_refusal, restarted(BLOG, lambda: follow(commands))))
 
 
@@ -222,7 +222,7 @@ def forwarder(proxy: None) -> Iterator[socket.socket]:
     make_host(SHOP)
     with socket.create_server(("127.0.0.1", 8444), backlog=4096) as listening:
         listening.settimeout(TIMEOUT)
-        follow(block("operations.md", "Backends that listen on TCP only"))
+        follow(block("how-to/tcp-backends.md", "Backends that listen on TCP only"))
         yield listening
     run("systemctl", "disable", "--now", "shop.socket", "shop.service")
     for name in ("shop.socket", "shop.service"):
@@ -280,10 +280,10 @@ def test_another_port_first(proxy: None, backend_at: Callable[..., Backend]) -> 
     backend_at(make_host(BLOG) / "tls-socket", "the blog")
     run("systemctl", "disable", "--now", "sniproxy.socket")
     with socket.create_server(("::", 443), family=socket.AF_INET6, dualstack_ipv6=True):
-        follow(block("operations.md", "Moving here", 0))
+        follow(block("how-to/moving.md", "Moving here", 0))
         with Client(BLOG, port=4443) as client:
             assert client.ask() == "the blog"
-    follow(block("operations.md", "Moving here", 1))
+    follow(block("how-to/moving.md", "Moving here", 1))
     assert ask(BLOG) == "the blog"
     with pytest.raises(ConnectionRefusedError):
         Client(BLOG, port=4443)
@@ -292,7 +292,7 @@ def test_another_port_first(proxy: None, backend_at: Callable[..., Backend]) -> 
 def test_a_host_that_comes_from_haproxy(
     proxy: None, hosts: pathlib.Path, backend_at: Callable[..., Backend]
 ) -> None:
-    commands = block("operations.md", "From HAProxy", 1)
+    commands = block("how-to/moving/haproxy.md", "From HAProxy", 1)
     follow(commands.replace("-o blog ", "-o alice ").replace("blog.example", BLOG))
     assert (hosts / BLOG / "send-proxy-v2").exists()
     assert (hosts / f"www.{BLOG}" / "send-proxy-v2").exists()
@@ -300,11 +300,11 @@ def test_a_host_that_comes_from_haproxy(
 
 def test_hosts_that_come_from_others(hosts: pathlib.Path) -> None:
     for commands in (
-        block("operations.md", "From snid", 1),
-        block("operations.md", "From sslh", 1),
-        block("operations.md", "From Traefik", 1),
-        block("operations.md", "From Caddy's layer4", 1),
-        block("operations.md", "From Envoy", 1),
+        block("how-to/moving/snid.md", "From snid", 1),
+        block("how-to/moving/sslh.md", "From sslh", 1),
+        block("how-to/moving/traefik.md", "From Traefik", 1),
+        block("how-to/moving/caddy.md", "From Caddy's layer4", 1),
+        block("how-to/moving/envoy.md", "From Envoy", 1),
     ):
         follow(commands.replace("-o blog ", "-o alice "))
         assert (hosts / "blog.example").owner() == "alice"
@@ -321,7 +321,7 @@ def test_snid_sends_hellos_where_the_manual_says(proxy: None) -> None:
     run("systemctl", "stop", "sniproxy.socket")
     folder, unit = pathlib.Path("/run/snid"), DROP_INS / "snid.service"
     folder.mkdir()
-    unit.write_text(block("operations.md", "From snid", 0))
+    unit.write_text(block("how-to/moving/snid.md", "From snid", 0))
     run("systemctl", "daemon-reload")
     try:
         run("systemctl", "start", "snid.service")
@@ -367,7 +367,7 @@ def test_limits_of_descriptors_and_memory(
     proxy: None, backend_at: Callable[..., Backend], descriptors: None
 ) -> None:
     """Clients and a backend that send all they can and read nothing, more than there may be."""
-    limit, commands = 100, block("operations.md", "Growing")
+    limit, commands = 100, block("how-to/growing.md", "Growing")
     follow(commands.replace("LimitNOFILE=2000", f"LimitNOFILE={limit}").replace("=6G", "=400M"))
     assert shown("MemoryHigh") == str(400 << 20)
     backend_at(make_host(BLOG) / "tls-socket", "the blog")
@@ -410,7 +410,7 @@ def served(name: str) -> bool:
 
 def test_a_hosts_directory_without_room_or_rights_is_told(proxy: None) -> None:
     """What the table of symptoms says, and that it is over when there is room again."""
-    manual = (HERE / "operations.md").read_text()
+    manual = (HERE / "docs" / "how-to" / "trouble.md").read_text()
     size = f"size={2 * EXECUTABLE.stat().st_size}"
     for option, symptom in (
         ("size=64k", r"No space left on device"),

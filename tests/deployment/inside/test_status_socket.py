@@ -66,7 +66,7 @@ def test_asking_for_it_cuts_nobody() -> None:
         assert client.ask() == "the blog"
         assert not STATUS.exists()
         pid = main_pid()
-        follow(block("operations.md", "The status socket"))
+        follow(block("how-to/monitoring.md", "The status socket"))
         assert main_pid() != pid
         assert has_it()
         file = STATUS.stat()
@@ -86,7 +86,7 @@ def test_asking_for_it_cuts_nobody() -> None:
 
 
 def test_only_the_group_may_look() -> None:
-    follow(block("operations.md", "The status socket"))
+    follow(block("how-to/monitoring.md", "The status socket"))
     assert "PermissionError" in fails("python3", "-c", CONNECT, user="alice")
     rights = ["setpriv", "--reuid=alice", "--regid=alice", "--groups=adm"]
     subprocess.run([*rights, "python3", "-c", CONNECT], check=True)
@@ -95,7 +95,7 @@ def test_only_the_group_may_look() -> None:
 
 
 def test_it_comes_and_goes_with_the_port() -> None:
-    follow(block("operations.md", "The status socket"))
+    follow(block("how-to/monitoring.md", "The status socket"))
     run("systemctl", "stop", "sniproxy.socket", "sniproxy.service")
     assert (shown("ActiveState", UNIT), STATUS.exists()) == ("inactive", False)
     run("systemctl", "start", "sniproxy.socket")
@@ -115,7 +115,7 @@ def test_it_comes_and_goes_with_the_port() -> None:
 def test_by_tcp_besides() -> None:
     with Client(BLOG) as client:
         assert client.ask() == "the blog"
-        follow(block("operations.md", "Prometheus", 0))
+        follow(block("how-to/monitoring.md", "Prometheus", 0))
         assert f" status=unix:{STATUS},127.0.0.1:9799 " in latest_start()
         socket.create_connection(("127.0.0.1", 9799), TIMEOUT).close()
         assert client.ask() == "the blog"

@@ -41,7 +41,7 @@ def test_what_started_the_other_program_does_not_start_this_one() -> None:
 def test_the_way_back() -> None:
     (package,) = pathlib.Path("/opt/other").glob("*.deb")
     kept = pathlib.Path("/etc/sniproxy.conf.dpkg-bak").read_text()
-    commands = block("operations.md", "From dlundquist's sniproxy", 1)
+    commands = block("how-to/moving/sniproxy.md", "From dlundquist's sniproxy", 1)
     assert commands.count("'sniproxy=0.6*'") == 1
     follow(commands.replace("'sniproxy=0.6*'", f"-y {package}"))
     assert pathlib.Path("/etc/sniproxy.conf").read_text() == kept

@@ -55,7 +55,7 @@ def test_a_group_adds_hosts(backend_at: Start, hosts: pathlib.Path) -> None:
 
 
 def test_no_user_takes_the_name_of_the_executable(backend_at: Start, hosts: pathlib.Path) -> None:
-    follow(block("operations.md", "Everybody makes hosts"))
+    follow(block("how-to/users.md", "Everybody makes hosts"))
     run("mkdir", hosts / BLOG, hosts / "sniproxy", user="alice")
     backend_at(hosts / BLOG / "tls-socket", "alice's")
     assert ask(BLOG) == "alice's"
@@ -131,13 +131,13 @@ def delegated(name: str) -> None:
 
 
 def test_delegation_by_group(backend_at: Start) -> None:
-    follow(block("operations.md", "You make hosts, users run them", 0))
+    follow(block("how-to/users.md", "You make hosts, users run them", 0))
     backend_at(HOSTS / BLOG / "tls-socket", "alice's", umask="007")
     delegated(BLOG)
 
 
 def test_delegation_by_acl(backend_at: Start) -> None:
-    follow(block("operations.md", "You make hosts, users run them", 1))
+    follow(block("how-to/users.md", "You make hosts, users run them", 1))
     backend_at(HOSTS / SHOP / "tls-socket", "alice's", umask="007")
     delegated(SHOP)
 
@@ -145,8 +145,8 @@ def test_delegation_by_acl(backend_at: Start) -> None:
 def test_check_says_what_a_umask_has_taken(backend_at: Start, hosts: pathlib.Path) -> None:
     hosts.chmod(0o1777)
     mine = hosts / "mine.promise.example"
-    follow(block("operations.md", "You make hosts, users run them", 0))
-    follow(block("operations.md", "You make hosts, users run them", 1))
+    follow(block("how-to/users.md", "You make hosts, users run them", 0))
+    follow(block("how-to/users.md", "You make hosts, users run them", 1))
     run("mkdir", mine, user="alice")
     for name in (BLOG, SHOP, mine.name):
         backend_at(HOSTS / name / "tls-socket", "alice's", umask="022")

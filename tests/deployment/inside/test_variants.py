@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("proxy")
 @pytest.fixture
 def several(proxy: None, backend_at: Callable[..., Backend]) -> pathlib.Path:
     """Two sockets, as documented."""
-    follow(block("operations.md", "Several addresses"))
+    follow(block("how-to/addresses.md", "Several addresses"))
     directory = make_host(BLOG)
     backend_at(directory / "tls-socket", "the blog")
     return directory
