@@ -46,16 +46,9 @@ _MOST = 256 * 1024
 _NUMBER = struct.Struct("!I")
 _PAUSES = (0, 0.02, 0.3)
 
-_PATIENCE = 10
-"""Seconds that a hello has, and who is in line before a full backend (README, Limits)."""
-
 
 class Wrong(Exception):  # noqa: N818 - what has come is
     """Another byte has come than was sent, or an end that nobody has asked for."""
-
-
-Told = tuple[bytes, float]
-"""All that a client was told, and after how many seconds it was over."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -148,8 +141,8 @@ class Traffic:
         return self.lost
 
     def across(self, action: Callable[[], object]) -> None:
-        """Act while a hello is half there, and a client is in line before a full backend. They must
-        go on, or be refused where that took longer than they have, and not before."""
+        """Act while a hello is half there, and a client is in line before a full backend; both
+        have ten seconds. They must go on."""
         go_on = asyncio.Event()
         stages = [self._half_a_hello(go_on), self._in_line(go_on)]
         tasks = self._do(self._begin(stages))
@@ -396,7 +389,7 @@ class Traffic:
     async def _half_a_hello(self, go_on: asyncio.Event) -> Callable[[], Awaitable[None]]:
         name = "half.promise.example"
         listening = self._listen("half", 0)
-        client, told = await self._connect_to_be_told()
+        client = await self._connect()
         hello = self._hello(name)
         await self._loop.sock_sendall(client, hello[: len(hello) // 2])
         await self._accepted(client)
@@ -404,7 +397,7 @@ class Traffic:
         async def rest() -> None:
             await go_on.wait()
             await self._loop.sock_sendall(client, hello[len(hello) // 2 :])
-            await self._served(listening, client, hello, told)
+            await self._served(listening, client, hello)
 
         return rest
 
@@ -418,7 +411,7 @@ class Traffic:
                 fillers.append(filler)
                 filler.connect(str(HOSTS / name / "tls-socket"))
         hello = self._hello(name)
-        client, told = await self._connect_to_be_told()
+        client = await self._connect()
         await self._loop.sock_sendall(client, hello)
         await self._accepted(client)
 
@@ -426,7 +419,7 @@ class Traffic:
             await go_on.wait()
             for filler in fillers:
                 filler.close()
-            await self._served(listening, client, hello, told)
+            await self._served(listening, client, hello)
 
         return rest
 
@@ -436,31 +429,17 @@ class Traffic:
         while not any(row[2].endswith(port) and row[9] != "0" for row in served_connections()):
             await asyncio.sleep(0.01)
 
-    async def _connect_to_be_told(self) -> tuple[socket.socket, "asyncio.Task[Told]"]:
-        since = self._loop.time()
-        client = await self._connect()
-        return client, self._loop.create_task(self._read_all(client, since))
-
-    async def _served(
-        self,
-        listening: socket.socket,
-        client: socket.socket,
-        hello: bytes,
-        told: "asyncio.Task[Told]",
-    ) -> None:
-        """See that a client's hello arrives, whoever stands before it, and an answer; or that its
-        time was up."""
+    async def _served(self, listening: socket.socket, client: socket.socket, hello: bytes) -> None:
+        """See that a client's hello arrives, whoever stands before it, and an answer."""
         with listening, client:
+            answering = self._loop.create_task(self._read_all(client))
             data = b""
             while not data:
                 accepting = self._loop.create_task(self._loop.sock_accept(listening))
-                await asyncio.wait({accepting, told}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({accepting, answering}, return_when=asyncio.FIRST_COMPLETED)
                 if not accepting.done():
                     accepting.cancel()
-                    answer, seconds = told.result()
-                    if seconds < _PATIENCE:
-                        raise Wrong(f"the client was told {answer!r} after {seconds} seconds")
-                    return
+                    raise Wrong(f"the client was told {answering.result()!r}")
                 backend, _ = accepting.result()
                 with backend:
                     while len(data) < len(hello):
@@ -471,11 +450,10 @@ class Traffic:
                     if data:
                         assert data == hello
                         await self._loop.sock_sendall(backend, b"answer")
-            answer, _ = await told
-            assert answer == b"answer"
+            assert await answering == b"answer"
 
-    async def _read_all(self, stream: socket.socket, since: float) -> Told:
+    async def _read_all(self, stream: socket.socket) -> bytes:
         data = b""
         while some := await self._loop.sock_recv(stream, 100):
             data += some
-        return data, self._loop.time() - since
+        return data
