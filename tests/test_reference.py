@@ -25,6 +25,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 SOURCES = [path.read_text() for path in (ROOT / "sniproxy").rglob("*.py")]
 
+OPTION = re.compile(r"(?<!\S)--[a-z-]*[a-z]")
+TYPED = re.compile(
+    r"\b(sniproxy(?:-(?:check|hostname|listen|status))?)((?:[ ]+(?:--[a-z-]*[a-z]|[^-\s`|;&]\S*))+)"
+)
+"""A command and what is typed behind it, up to where another one may begin."""
+
 OF_TOOLS = {"PATH", "TERM"}
 """What only tools read. How a terminal and a shell are told is nobody's but theirs."""
 
@@ -95,7 +101,7 @@ def test_exit_statuses(command: str) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_options(path: pathlib.Path) -> None:
-    options = set(re.findall(r"(?<!\S)--[a-z-]*[a-z]", tool(path, "--help")))
+    options = set(OPTION.findall(tool(path, "--help")))
     told = [
         re.findall(r"`(--[a-z-]+)`", row[1])
         for row in rows("commands.md")
@@ -103,6 +109,19 @@ def test_options(path: pathlib.Path) -> None:
     ]
     assert {one for cell in told for one in cell} == options - {"--help", "--version"}
     assert [] in told  # what the command is for
+
+
+def test_documents_name_no_other_option() -> None:
+    known = {path.stem: set(OPTION.findall(tool(path, "--help"))) for path in PAGES}
+    named = [
+        (command, option)
+        for folder in (ROOT, ROOT / "docs", ROOT / ".github")
+        for path in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+        for command, words in TYPED.findall(path.read_text())
+        for option in OPTION.findall(words)
+    ]
+    assert len(named) > 20
+    assert [one for one in named if one[1] not in known[one[0]]] == []
 
 
 def test_alerts() -> None:
