@@ -72,8 +72,8 @@ install: ## Install dist/sniproxy, units, manual pages (DESTDIR= PREFIX=/usr/loc
 uninstall: ## Remove what install has installed
 	sh chroot/install --remove '$(DESTDIR)' '$(PREFIX)'
 
-deb: python ## Pack dist/sniproxy as a Debian package into dist/
-	PYTHON='$(PYTHON)' sh chroot/debian/build dist
+deb: python ## Pack dist/sniproxy as a Debian package into dist/ (HASHED=1: dist/sniproxy-hashed)
+	HASHED='$(HASHED)' PYTHON='$(PYTHON)' sh chroot/debian/build dist
 
 test-deployment: $(VENV)/.test ## Boot Debian 12 and 13 with dist/sniproxy installed and test it there
 	$(BIN)/python -m pytest tests/deployment $(PYTEST)

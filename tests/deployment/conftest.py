@@ -71,18 +71,21 @@ def archive(
 def packages(
     works: list[components.Component], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
-    """Build the package twice, as two versions: one to install and one to upgrade to."""
+    """Build the package twice, as two versions: one to install and one to upgrade to; and that of
+    the hashed flavour."""
     if not shutil.which("dh"):
         pytest.skip("dh is missing: install debhelper")
+    if not (REPOSITORY / "dist" / "sniproxy-hashed").exists():
+        pytest.skip("dist/sniproxy-hashed is missing: run `make executable HASHED=1` first")
     folder = tmp_path_factory.mktemp("packages")
     made = {}
-    for name, revision in (("old", "1"), ("new", "2")):
+    for name, revision, hashed in (("old", "1", ""), ("new", "2", ""), ("hashed", "1", "1")):
         done = subprocess.run(
             ["sh", REPOSITORY / "chroot" / "debian" / "build", folder / name],
             check=False,
             capture_output=True,
             text=True,
-            env=os.environ | {"REVISION": revision},
+            env=os.environ | {"REVISION": revision, "HASHED": hashed},
         )
         assert done.returncode == 0, done.stdout + done.stderr
         (made[name],) = (folder / name).glob("*.deb")

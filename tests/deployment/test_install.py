@@ -1,29 +1,29 @@
-"""`make install`, the archive, the package as lintian sees it, and the container's recipe."""
+"""`make install`, the archive, and the packages as lintian sees them."""
 
 import email.utils
 import gzip
-import json
 import os
 import pathlib
 import re
 import shutil
-import signal
-import socket
 import subprocess
+import tomllib
 from collections.abc import Callable
 
 import pytest
 
+import sniproxy
 from launcher.chain.components import Component
 from tests.deployment.inside.manual import block
 from tests.deployment.machine import REPOSITORY
-from tests.end_to_end.harness import Backend, read_all
-from tests.hello import hello
-from tests.ports import free_port
 
 COMMANDS = ("sniproxy-check", "sniproxy-hostname", "sniproxy-listen", "sniproxy-status")
 
 BUILD = pathlib.Path("chroot", "debian", "build")
+CONTROL = REPOSITORY / "chroot" / "debian" / "control"
+
+# Its packages are built once, in the first test that wants one.
+pytestmark = pytest.mark.timeout(600)
 
 MANUAL = ("docs/README.md", "docs/how-to/users.md", "docs/reference/status.schema.json")
 """Some of what README leads to, at once or by its table of contents."""
@@ -176,8 +176,8 @@ def test_without_an_executable_it_says_what_to_do(tmp_path: pathlib.Path) -> Non
 
 @pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is missing: install lintian")
 def test_lintian_finds_nothing_wrong(packages: dict[str, pathlib.Path]) -> None:
-    command = ["lintian", "--allow-root", "--fail-on=error,warning", str(packages["old"])]
-    done = run(*command)
+    command = ["lintian", "--allow-root", "--fail-on=error,warning"]
+    done = run(*command, packages["old"], packages["hashed"])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -186,6 +186,41 @@ def test_the_same_commit_gives_the_same_package(
 ) -> None:
     assert run("sh", REPOSITORY / BUILD, tmp_path).returncode == 0
     assert (tmp_path / packages["old"].name).read_bytes() == packages["old"].read_bytes()
+
+
+def fields(package: pathlib.Path) -> dict[str, str]:
+    done = run("dpkg-deb", "--field", package)
+    return dict(re.findall(r"^(\S+): (.*)$", done.stdout, re.MULTILINE))
+
+
+def test_each_flavour_is_a_package_and_neither_is_beside_the_other(
+    packages: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    found = {}
+    for flavour, name, other in (("old", "sniproxy", "-hashed"), ("hashed", "sniproxy-hashed", "")):
+        package = packages[flavour]
+        control = fields(package)
+        assert package.name.startswith(f"{name}_")
+        assert (control["Package"], control["Conflicts"]) == (name, f"sniproxy{other}")
+        assert run("dpkg-deb", "-x", package, tmp_path / name).returncode == 0
+        program = tmp_path / name / "usr/bin/sniproxy"
+        assert program.read_bytes() == (REPOSITORY / "dist" / name).read_bytes()
+        control_files = run("dpkg-deb", "-I", package).stdout
+        # Only one of the two takes the place of Debian's package of that name.
+        assert (" preinst " in control_files) == (flavour == "old")
+        # What is kept for the package alone has its name; all else lies at the same place.
+        found[flavour] = {path.replace(name, "sniproxy") for path in files(tmp_path / name)}
+    assert found["old"] == found["hashed"]
+
+
+def test_the_package_says_where_it_is_from(packages: dict[str, pathlib.Path]) -> None:
+    """Each of these stands in one place."""
+    control = fields(packages["old"])
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert control["Homepage"] == project["urls"]["Repository"]
+    maintained = re.findall(r"^Maintainer: (.*)$", (CONTROL).read_text(), re.MULTILINE)
+    assert maintained == [control["Maintainer"]]
+    assert control["Version"].startswith(f"1:{sniproxy.__version__}-")
 
 
 def test_the_package_names_what_is_inside_and_has_its_licences(
@@ -217,7 +252,7 @@ def copy(works: list[Component], tmp_path: pathlib.Path) -> pathlib.Path:
         shutil.copytree(
             REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE"):
+    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, source)
     (source / "build").mkdir()
     for name in ("dist", "build/source", "build/source.json", "build/tools"):
@@ -283,7 +318,10 @@ def purge(tmp_path: pathlib.Path) -> Callable[[], None]:
         (hosts / name).mkdir(parents=True, exist_ok=True)
     text = (REPOSITORY / "chroot/debian/sniproxy.postrm").read_text()
     script = tmp_path / "postrm"
-    script.write_text(text.replace("/srv/sniproxy", str(hosts)))
+    program = str(tmp_path / "program")
+    script.write_text(
+        text.replace("/srv/sniproxy", str(hosts)).replace("/usr/bin/sniproxy", program)
+    )
 
     def run_it() -> None:
         done = run("sh", script, "purge")
@@ -302,6 +340,17 @@ def test_a_purge_leaves_nothing(purge: Callable[[], None], tmp_path: pathlib.Pat
         (tmp_path / "srv" / name).chmod(0o555)
     purge()
     assert not (tmp_path / "srv").exists()
+
+
+@needs_root
+def test_a_purge_leaves_to_the_other_flavour_what_it_has(
+    purge: Callable[[], None], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "program").touch()
+    purge()
+    assert {path.name for path in (tmp_path / "srv").iterdir()} == {
+        name for name in SKELETON if "/" not in name
+    }
 
 
 @needs_root
@@ -368,44 +417,3 @@ def test_a_purge_leaves_a_hosts_directory_that_is_in_use(
         pytest.skip(f"nothing can be mounted here: {done.stderr}")
     assert (done.returncode, done.stderr) == (0, "")
     assert hosts.is_dir()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the root directory")
-def test_the_container_s_recipe(executable: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Do what the recipe says with unshare(1), on a port of our own."""
-    recipe = (REPOSITORY / "chroot" / "Dockerfile").read_text()
-    steps = dict(re.findall(r"^([A-Z]+) (.*)$", recipe, re.MULTILINE))
-    assert steps["FROM"] == "scratch"
-    context, root = tmp_path / "context", tmp_path / "root"
-    make("install", context, "")
-    source, target = steps["COPY"].split()
-    shutil.copytree(context / source, root / target.strip("/"), symlinks=True)
-    hosts = root / steps["WORKDIR"].strip("/")
-    (hosts / "blog.example").mkdir(parents=True)
-    backend = Backend(hosts / "blog.example")
-    (hosts / "blog.example" / "tls-socket").chmod(0o666)
-
-    port = free_port()
-    entry = [word.replace(":443", f"127.0.0.1:{port}") for word in json.loads(steps["ENTRYPOINT"])]
-    for parent in (root, *root.parents):
-        if parent.is_relative_to(tmp_path.parents[1]):
-            parent.chmod(0o755)
-    process = subprocess.Popen(
-        ["unshare", f"--root={root}", f"--wd={steps['WORKDIR']}", *entry], stderr=subprocess.PIPE
-    )
-    try:
-        assert process.stderr is not None
-        assert b"event=start" in process.stderr.readline()
-        with socket.create_connection(("127.0.0.1", port), 20) as client:
-            client.sendall(hello("blog.example"))
-            with backend.accept() as accepted:
-                assert accepted.recv(3) == b"\x16\3\1"
-                accepted.sendall(b"through the container")
-            assert read_all(client) == b"through the container"
-        uid = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-        assert re.search(r"^Uid:\t65534\t65534\t65534\t65534$", uid, re.MULTILINE)
-    finally:
-        process.send_signal(signal.Signals[steps["STOPSIGNAL"]])
-        process.communicate(timeout=20)
-        backend.close()
-    assert process.returncode == 0

@@ -76,6 +76,24 @@ def test_purging_it_keeps_the_hosts() -> None:
     shutil.rmtree("/srv/elsewhere")
 
 
+def test_the_other_flavour_takes_its_place(backend_at: Callable[..., Backend]) -> None:
+    """A purge of what was there before takes nothing away from it."""
+    run("dpkg", "--install", HERE / "old.deb")
+    assert "conflict" in fails("dpkg", "--install", HERE / "hashed.deb")
+    run("dpkg", "--remove", "sniproxy")
+    run("dpkg", "--install", HERE / "hashed.deb")
+    run("systemctl", "enable", "--now", "sniproxy.socket")
+    run("dpkg", "--purge", "sniproxy")
+    assert run("systemctl", "is-enabled", "sniproxy.socket").strip() == "enabled"
+    assert (HOSTS / "var" / "tmp").is_dir()
+    name = run("sniproxy-hostname", "--", BLOG).strip()
+    backend_at(make_host(name) / "tls-socket", "the blog")
+    assert ask(BLOG) == "the blog"
+    shutil.rmtree(HOSTS / name)
+    run("dpkg", "--purge", "sniproxy-hashed")
+    assert run("find", "/etc", "/srv", "/usr", "/var", "-name", "*sniproxy*") == ""
+
+
 def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
     (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
     folder = archive.name.removesuffix(".tar.xz")
