@@ -16,7 +16,7 @@ DESTDIR ?=
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench clean
 .PHONY: executable test-executable reproducible train dist
-.PHONY: install uninstall deb test-deployment
+.PHONY: install uninstall deb wheel test-deployment
 .PHONY: fuzz test-faults test-peers
 
 help: ## Show this list
@@ -74,6 +74,9 @@ uninstall: ## Remove what install has installed
 
 deb: python ## Pack dist/sniproxy as a Debian package into dist/ (HASHED=1: dist/sniproxy-hashed)
 	HASHED='$(HASHED)' PYTHON='$(PYTHON)' sh chroot/debian/build dist
+
+wheel: python ## Make the source distribution and the wheel, into dist/
+	$(PYTHON) launcher/wheel.py
 
 test-deployment: $(VENV)/.test ## Boot Debian 12 and 13 with dist/sniproxy installed and test it there
 	$(BIN)/python -m pytest tests/deployment $(PYTEST)

@@ -4,8 +4,10 @@ The executable under all of its names, the manual pages, everything that deploys
 licences of what is inside. Equal contents give equal bytes.
 """
 
+import gzip
 import hashlib
 import io
+import lzma
 import os.path
 import re
 import tarfile
@@ -29,8 +31,9 @@ LINK = re.compile(r"!?\[((?:[^][]|\[[^][]*\])*)\]\(([^):#]+)(?:#[^)]*)?\)")
 """A link, or a picture, of a page in Markdown, that leads to a file and not to the network. Its
 words may have brackets in them."""
 
-Contents = dict[str, Path | bytes | str]
-"""Name below the archive's folder to the file, the bytes, or (a text) where a link leads."""
+Contents = dict[str, Path | bytes | str | None]
+"""Name below the archive's folder to the file, the bytes, (a text) where a link leads, or (None) a
+folder."""
 
 
 def contents(root: Path, executable: Path, bill: str, components: Iterable[Component]) -> Contents:
@@ -82,25 +85,48 @@ def licences(components: Iterable[Component]) -> dict[str, Path]:
     }
 
 
-def write(archive: Path, folder: str, found: Mapping[str, Path | bytes | str], epoch: int) -> None:
-    """Write ``archive``, everything below ``folder``, as if all of it were from ``epoch``."""
-    fresh = archive.with_name(f".{archive.name}.new")
-    with tarfile.open(fresh, "w:xz", preset=6, format=tarfile.PAX_FORMAT) as tar:
+def tar(folder: str, found: Contents, epoch: int) -> bytes:
+    """Give all of it, below ``folder`` (a prefix), as if it were root's and from ``epoch``."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w", format=tarfile.PAX_FORMAT) as made:
         for name, content in sorted(found.items()):
             if ".." in PurePosixPath(name).parts:
                 raise BuildFailure(f"{name} leads out of the archive")
-            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry = tarfile.TarInfo(f"{folder}{name}")
             entry.mtime = epoch
             if isinstance(content, str):
                 entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, content, 0o777
-                tar.addfile(entry)
+            elif content is None:
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            if not isinstance(content, Path | bytes):
+                made.addfile(entry)
                 continue
             runs = isinstance(content, Path) and content.stat().st_mode & 0o111
             entry.mode = 0o755 if runs else 0o644
             data = content.read_bytes() if isinstance(content, Path) else content
             entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    fresh.replace(archive)
+            made.addfile(entry, io.BytesIO(data))
+    return whole.getvalue()
+
+
+def gzipped(data: bytes) -> bytes:
+    """Compress, without a time or a name."""
+    packed = io.BytesIO()
+    with gzip.GzipFile("", "wb", 9, packed, mtime=0) as stream:
+        stream.write(data)
+    return packed.getvalue()
+
+
+def write(archive: Path, folder: str, found: Contents, epoch: int) -> None:
+    """Write ``archive``, everything below ``folder``."""
+    put(archive, lzma.compress(tar(f"{folder}/", found, epoch), preset=6))
+
+
+def put(file: Path, data: bytes) -> None:
+    """Write a file as a whole, or not at all."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_bytes(data)
+    fresh.replace(file)
 
 
 def checksums(files: Iterable[Path]) -> str:
