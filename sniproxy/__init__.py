@@ -11,4 +11,4 @@ The parts, in the order in which a connection meets them:
 ``tools`` holds the small commands beside them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
