@@ -16,7 +16,7 @@ DESTDIR ?=
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench clean
 .PHONY: executable test-executable reproducible train dist
-.PHONY: install uninstall deb wheel test-deployment
+.PHONY: install uninstall deb image wheel test-deployment
 .PHONY: fuzz test-faults test-peers
 
 help: ## Show this list
@@ -56,12 +56,14 @@ test-faults: $(VENV)/.test ## Attack it (FULL=1: full size, half an hour; SNIPRO
 test-peers: $(VENV)/.test ## Try every client with every server through it (PYTEST=--update-tables: docs)
 	$(BIN)/python -m pytest tests/peers $(PYTEST)
 
-lint: $(VENV)/.lint ## Check style and types, and the workflows
+lint: $(VENV)/.lint ## Check style and types, the workflows and what is for containers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec chroot/containers/compose.yaml
+	$(BIN)/kubernetes-validate --strict chroot/containers/daemonset.yaml
 
 bench: $(VENV)/.demo ## Compare with nginx, HAProxy and others (BENCH=--quick: in 1.5 minutes)
 	$(BIN)/python -m bench.compare $(BENCH)
@@ -74,6 +76,9 @@ uninstall: ## Remove what install has installed
 
 deb: python ## Pack dist/sniproxy as a Debian package into dist/ (HASHED=1: dist/sniproxy-hashed)
 	HASHED='$(HASHED)' PYTHON='$(PYTHON)' sh chroot/debian/build dist
+
+image: python ## Pack dist/sniproxy as an OCI image into dist/ (HASHED=1, TARGET=aarch64: that one)
+	$(PYTHON) launcher/image.py dist/$(TARGET:%=%/)sniproxy$(if $(filter-out 0,$(HASHED)),-hashed)
 
 wheel: python ## Make the source distribution and the wheel, into dist/
 	$(PYTHON) launcher/wheel.py
