@@ -9,6 +9,7 @@ HASHED ?=
 SECONDS ?= 45
 FULL ?=
 SNIPROXY ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' sniproxy/__init__.py)
 FLAVOURS = $(CURDIR)/dist/sniproxy $(CURDIR)/dist/sniproxy-hashed
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -43,8 +44,11 @@ reproducible: python ## Build the committed state twice, in two folders; the byt
 train: python ## Take the interpreter's profile anew, for this machine's architecture and compiler
 	$(PYTHON) launcher/build.py --train
 
-dist: python ## Make the archives for everybody, their bills of materials and SHA256SUMS
+dist: python ## Make all that a release has for this machine, and SHA256SUMS
 	$(PYTHON) launcher/archives.py
+	$(MAKE) deb image wheel HASHED=
+	$(MAKE) deb HASHED=1
+	cd dist && sha256sum sniproxy*[-_]$(VERSION)[-.]* > SHA256SUMS
 
 fuzz: $(VENV)/.fuzz ## Fuzz what takes bytes from outside (SECONDS=600: for longer; FUZZ=--update: keep)
 	$(BIN)/python -m tests.fuzz.fuzz --seconds $(SECONDS) $(FUZZ)
@@ -61,7 +65,8 @@ lint: $(VENV)/.lint ## Check style and types, the workflows and what is for cont
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec chroot/containers/compose.yaml
 	$(BIN)/kubernetes-validate --strict chroot/containers/daemonset.yaml
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Make the archives for everybody: ``python3 launcher/archives.py``.
 
-Builds both flavours and leaves in ``dist/`` for each an archive and a bill of materials, and
-SHA256SUMS over all of them.
+Builds both flavours and leaves in ``dist/`` for each an archive and a bill of materials.
 """
 
 import hashlib
@@ -41,9 +40,7 @@ def main() -> int:
     except BuildFailure as failure:
         print(f"archives.py: {failure}", file=sys.stderr)
         return 1
-    sums = build.ROOT / "dist" / "SHA256SUMS"
-    sums.write_text(archive.checksums(made))
-    for file in (*made, sums):
+    for file in made:
         print(f"{file.stat().st_size:>12,} {file}")
     return 0
 

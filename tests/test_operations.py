@@ -68,9 +68,12 @@ def runs(function: ast.FunctionDef) -> bool:
 
 
 def steps() -> set[str]:
-    """Name the commands of the run of everything, without the variables of make."""
+    """Name the commands of the run of everything, without the variables of make, and the targets
+    that others call."""
     run = (ROOT / ".ci" / "run").read_text()
     found = re.findall(r"^(?:step|beside) \S+ (.+)$", run, re.MULTILINE)
+    called = re.findall(r"^\t\$\(MAKE\) (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    found += [f"make {target}" for line in called for target in line.split()]
     return {re.sub(r" \w+=\S+", "", command) for command in found}
 
 

@@ -5,7 +5,6 @@ licences of what is inside. Equal contents give equal bytes.
 """
 
 import gzip
-import hashlib
 import io
 import lzma
 import os.path
@@ -127,12 +126,3 @@ def put(file: Path, data: bytes) -> None:
     fresh = file.with_name(f".{file.name}.new")
     fresh.write_bytes(data)
     fresh.replace(file)
-
-
-def checksums(files: Iterable[Path]) -> str:
-    """Write what ``sha256sum --check`` reads."""
-    lines = []
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {file.name}\n")
-    return "".join(lines)
