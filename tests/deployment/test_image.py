@@ -120,18 +120,48 @@ class Podman:
         self._name = f"localhost/sniproxy:{sniproxy.__version__}"
         assert loaded == f"Loaded image: {self._name}\n"
 
-    def command(self, mounts: dict[str, pathlib.Path], words: list[str]) -> list[str]:
+    def command(
+        self, mounts: dict[str, pathlib.Path], words: list[str], network: str = "host"
+    ) -> list[str]:
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         rights = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"]
-        machine = ["--network=host", "--cgroups=disabled", "--log-driver=none"]
+        machine = [f"--network={network}", "--cgroups=disabled", "--log-driver=none"]
         limits = [f"--ulimit=nofile={files}:{files}", "--ulimit=nproc=1000:1000"]
         volumes = [f"--volume={source}:{target}:ro" for target, source in mounts.items()]
         options = [*rights, *machine, *limits, *volumes, "--rm", f"--pidfile={self._pidfile}"]
-        ours = ["unshare", "--mount", "sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup && "$@"']
-        return [*ours, "sh", *self._podman, "run", *options, self._name, *words]
+        ours = 'mount -t cgroup2 none /sys/fs/cgroup; export LISTEN_PID=$$; exec "$@"'
+        return [
+            "unshare",
+            "--mount",
+            "sh",
+            "-euc",
+            ours,
+            "sh",
+            *self._podman,
+            "run",
+            *options,
+            self._name,
+            *words,
+        ]
 
     def pid(self, process: subprocess.Popen[bytes]) -> int:
         return int(self._pidfile.read_text())
+
+
+def backend_in(hosts: pathlib.Path) -> Backend:
+    """Have a host with a backend to which anybody may connect."""
+    (hosts / "blog.example").mkdir(parents=True)
+    backend = Backend(hosts / "blog.example")
+    (hosts / "blog.example" / "tls-socket").chmod(0o666)
+    return backend
+
+
+def wait_for_a_start(process: subprocess.Popen[bytes]) -> None:
+    assert process.stderr is not None
+    said = b""
+    while b"event=start" not in (line := process.stderr.readline()):
+        said += line
+        assert line, said
 
 
 class Container:
@@ -141,9 +171,7 @@ class Container:
         self, runner: Unshare | Podman, folder: pathlib.Path, command: list[str], program: bool
     ) -> None:
         hosts = folder / "hosts"
-        (hosts / "blog.example").mkdir(parents=True)
-        self.backend = Backend(hosts / "blog.example")
-        (hosts / "blog.example" / "tls-socket").chmod(0o666)
+        self.backend = backend_in(hosts)
         mounts = {images.HOSTS: hosts}
         self.program = folder / "program"
         if program:
@@ -155,15 +183,8 @@ class Container:
         if program:
             words[-1] = PROGRAM
         self.process = subprocess.Popen(runner.command(mounts, words), stderr=subprocess.PIPE)
-        self.said = ""
-        self.wait_for_a_start()
+        wait_for_a_start(self.process)
         self.pid = runner.pid(self.process)
-
-    def wait_for_a_start(self) -> None:
-        assert self.process.stderr is not None
-        while "event=start" not in (line := self.process.stderr.readline().decode()):
-            self.said += line
-            assert line, self.said
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """Have a connection relayed; give both of its ends."""
@@ -232,7 +253,7 @@ def test_another_program_goes_on_with_its_connections(container: Container) -> N
     shutil.copy(container.program / "sniproxy", fresh)
     fresh.replace(container.program / "sniproxy")
     os.kill(container.pid, signal.SIGUSR2)
-    container.wait_for_a_start()
+    wait_for_a_start(container.process)
     runs = os.stat(f"/proc/{container.pid}/exe").st_ino
     assert runs == (container.program / "sniproxy").stat().st_ino
     accepted.sendall(b"still here")
@@ -240,3 +261,32 @@ def test_another_program_goes_on_with_its_connections(container: Container) -> N
     assert read_all(client) == b"still here"
     client.close()
     assert container.stop() == 0
+
+
+@pytest.mark.parametrize("runner", [Podman], indirect=True)
+def test_clients_of_a_socket_that_is_passed_wait_for_the_next_container(runner: Podman) -> None:
+    """As systemd passes it. The container has no network of its own."""
+    hosts = runner.folder / "hosts"
+    backend = backend_in(hosts)
+    command = runner.command({images.HOSTS: hosts}, ["sniproxy"], network="none")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        # The shell puts it where sd_listen_fds(3) looks.
+        passing = ["bash", "-c", f'exec "$@" 3<&{listening.fileno()}', "sh", *command]
+        for _ in range(2):
+            with socket.create_connection(listening.getsockname(), 20) as client:
+                client.sendall(HELLO)
+                process = subprocess.Popen(
+                    passing,
+                    pass_fds=[listening.fileno()],
+                    stderr=subprocess.PIPE,
+                    env=os.environ | {"LISTEN_FDS": "1"},
+                )
+                wait_for_a_start(process)
+                with backend.accept() as accepted:
+                    assert read_exactly(accepted, len(HELLO)) == HELLO
+                    accepted.sendall(b"served")
+                assert read_all(client) == b"served"
+            os.kill(runner.pid(process), signal.SIGTERM)
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+    backend.close()
