@@ -1,5 +1,6 @@
 """Fixtures of the deployment tests: packages, roots, and what came of booting them."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -9,11 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+import sniproxy
 from launcher.chain import archive as archives
 from launcher.chain import components
 from tests.deployment.machine import MACHINES, REPOSITORY, Report, boot, choose
 
 RELEASES = ("bookworm", "trixie")
+
+NEWER = "9.9.9"
+"""The version of a release to come."""
 
 collect_ignore = ["inside"]
 
@@ -51,20 +56,44 @@ def works(executable: pathlib.Path) -> list[components.Component]:
     return components.all_components(crate, made / "source", made / "source.json", packages)
 
 
+def make_archive(
+    executable: pathlib.Path, works: list[components.Component], folder: pathlib.Path
+) -> pathlib.Path:
+    """Make the archive of an executable, without its bill of materials."""
+    version = subprocess.run(
+        [executable, "--version"], check=True, capture_output=True, text=True
+    ).stdout.split()[1]
+    name = f"sniproxy-{version}-{os.uname().machine}-linux"
+    path = folder / f"{name}.tar.xz"
+    archives.write(path, name, archives.contents(REPOSITORY, executable, "{}", works), 0)
+    return path
+
+
 @pytest.fixture(scope="session")
 def archive(
     executable: pathlib.Path,
     works: list[components.Component],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> pathlib.Path:
-    """Make the archive of the executable, without its bill of materials."""
-    version = subprocess.run(
-        [executable, "--version"], check=True, capture_output=True, text=True
-    ).stdout.split()[1]
-    name = f"sniproxy-{version}-{os.uname().machine}-linux"
-    path = tmp_path_factory.mktemp("archive") / f"{name}.tar.xz"
-    archives.write(path, name, archives.contents(REPOSITORY, executable, "{}", works), 0)
-    return path
+    return make_archive(executable, works, tmp_path_factory.mktemp("archive"))
+
+
+@pytest.fixture(scope="session")
+def newer_archive(
+    executable: pathlib.Path,
+    works: list[components.Component],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> pathlib.Path:
+    """Make the archive of a release to come: of the same program, but for its number, and with a
+    work of another version inside."""
+    folder = tmp_path_factory.mktemp("newer")
+    program = folder / "sniproxy"
+    version, newer = (text.encode() for text in (sniproxy.__version__, NEWER))
+    assert len(version) == len(newer)
+    program.write_bytes(executable.read_bytes().replace(version, newer))
+    program.chmod(0o755)
+    others = [dataclasses.replace(work, version=f"{work.version}+1") for work in works]
+    return make_archive(program, others, folder)
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +126,7 @@ def report_of(
     request: pytest.FixtureRequest,
     packages: dict[str, pathlib.Path],
     archive: pathlib.Path,
+    newer_archive: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[str], Report]]:
     """Make and boot all roots in question at once; give what the tests in each have reported."""
@@ -107,7 +137,7 @@ def report_of(
     selected = [item.name for item in request.session.items]
     folder = tmp_path_factory.mktemp("roots")
     brought = {f"{name}.deb": package for name, package in packages.items()}
-    brought[archive.name] = archive
+    brought |= {archive.name: archive, "newer.tar.xz": newer_archive}
     with ThreadPoolExecutor(len(RELEASES)) as pool:
         futures: dict[str, Future[Report]] = {
             release: pool.submit(boot, machine, release, folder / release, brought)
