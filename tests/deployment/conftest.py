@@ -18,7 +18,8 @@ from tests.deployment.machine import MACHINES, REPOSITORY, Report, boot, choose
 RELEASES = ("bookworm", "trixie")
 
 NEWER = "9.9.9"
-"""The version of a release to come."""
+GONE = ("docs/how-to/users.md", "chroot/sniproxy.socket.d/addresses.conf")
+"""The version of a release to come, and what it has no more."""
 
 collect_ignore = ["inside"]
 
@@ -57,15 +58,19 @@ def works(executable: pathlib.Path) -> list[components.Component]:
 
 
 def make_archive(
-    executable: pathlib.Path, works: list[components.Component], folder: pathlib.Path
+    executable: pathlib.Path,
+    works: list[components.Component],
+    folder: pathlib.Path,
+    *left_out: str,
 ) -> pathlib.Path:
-    """Make the archive of an executable, without its bill of materials."""
+    """Make the archive of an executable, without its bill of materials and what is ``left_out``."""
     version = subprocess.run(
         [executable, "--version"], check=True, capture_output=True, text=True
     ).stdout.split()[1]
     name = f"sniproxy-{version}-{os.uname().machine}-linux"
     path = folder / f"{name}.tar.xz"
-    archives.write(path, name, archives.contents(REPOSITORY, executable, "{}", works), 0)
+    found = archives.contents(REPOSITORY, executable, "{}", works)
+    archives.write(path, name, {one: found[one] for one in found if one not in left_out}, 0)
     return path
 
 
@@ -84,8 +89,8 @@ def newer_archive(
     works: list[components.Component],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> pathlib.Path:
-    """Make the archive of a release to come: of the same program, but for its number, and with a
-    work of another version inside."""
+    """Make the archive of a release to come: of the same program, but for its number, with works of
+    other versions inside, and without a page and an example."""
     folder = tmp_path_factory.mktemp("newer")
     program = folder / "sniproxy"
     version, newer = (text.encode() for text in (sniproxy.__version__, NEWER))
@@ -93,7 +98,7 @@ def newer_archive(
     program.write_bytes(executable.read_bytes().replace(version, newer))
     program.chmod(0o755)
     others = [dataclasses.replace(work, version=f"{work.version}+1") for work in works]
-    return make_archive(program, others, folder)
+    return make_archive(program, others, folder, *GONE)
 
 
 @pytest.fixture(scope="session")
