@@ -14,13 +14,18 @@ from support import (
     HERE,
     HOSTS,
     Backend,
+    Client,
+    Load,
     ask,
     eventually,
     fails,
     follow,
     journal,
+    listening_inodes,
+    main_pid,
     make_host,
     run,
+    shown,
 )
 
 
@@ -97,15 +102,30 @@ def test_the_other_flavour_takes_its_place(backend_at: Callable[..., Backend]) -
 def test_the_archive_serves_as_well(backend_at: Callable[..., Backend]) -> None:
     (archive,) = HERE.glob("sniproxy-*-linux.tar.xz")
     folder = archive.name.removesuffix(".tar.xz")
-    (shown,) = re.findall(r"^tar -xf (\S+)\.tar", block("start/served-name.md", "From an archive"))
-    follow(block("start/served-name.md", "From an archive").replace(shown, folder))
+    (named,) = re.findall(r"^tar -xf (\S+)\.tar", block("start/served-name.md", "From an archive"))
+    follow(block("start/served-name.md", "From an archive").replace(named, folder))
     assert pathlib.Path("/usr/local/bin/sniproxy").exists()
-    follow(block("README.md", "Deploy it", 0).replace(shown, folder))
+    follow(block("README.md", "Deploy it", 0).replace(named, folder))
     follow(block("README.md", "Deploy it", 3))
     assert run("systemctl", "is-enabled", "sniproxy-stale.service").strip() == "enabled"
     backend_at(make_host(BLOG) / "tls-socket", "the blog")
     assert ask(BLOG) == "the blog"
     assert BLOG in run("/usr/local/bin/sniproxy-check", "--user", "sniproxy", HOSTS)
+
+    with Load(BLOG) as load, Client(BLOG) as client:
+        assert client.ask() == "the blog"
+        eventually("the start is over", lambda: shown("SubState") == "running")
+        before = main_pid(), listening_inodes()
+        commands = block("how-to/upgrading.md", "From an archive")
+        (named,) = re.findall(r"^tar -xf (\S+)\.tar", commands)
+        newer = run("tar", "-tf", HERE / "newer.tar.xz").partition("/")[0]
+        (HERE / "newer.tar.xz").rename(HERE / f"{newer}.tar.xz")
+        follow(commands.replace(named, newer))
+        load.more()
+        assert client.ask() == "the blog"
+    assert main_pid() != before[0]
+    assert listening_inodes() == before[1]
+    assert f" version={newer.split('-')[1]} " in journal("--unit=sniproxy.service", "--lines=20")
 
     run("systemctl", "disable", "--now", "sniproxy.socket", "sniproxy.service")
     run("sh", HERE / folder / "chroot" / "install", "--remove")
