@@ -11,6 +11,7 @@ from sniproxy.dataplane.counts import (
     DESCRIPTORS,
     DOWN,
     HAS_OPEN,
+    LINES_DROPPED,
     MOST_DESCRIPTORS,
     OPEN,
     OTHERS,
@@ -100,6 +101,19 @@ def test_each_who_waits_for_a_look_is_told_though_memory_fails_for_one(plane: Pl
             one._go_on()
         plane.turn()
     assert done == 3
+
+
+def test_lines_that_another_process_has_lost_stay_counted(plane: Plane) -> None:
+    """One that has ended, and in whose place this one counts with a log of its own."""
+    numbers = plane.connections.counts.numbers
+    numbers[LINES_DROPPED] = 7
+    one = Look(plane.connections, 99)
+    looked(plane, one)
+    plane.connections.log.dropped += 2
+    looked(plane, one)
+    assert numbers[LINES_DROPPED] == 9
+    looked(plane, one)
+    assert numbers[LINES_DROPPED] == 9
 
 
 def everything(plane: Plane, most: int) -> list[Seen]:

@@ -33,7 +33,7 @@ class Look:
         self._next: list[Then] = []
         self._waiting: list[Then] = []
         self._open: Counter[str] = Counter()
-        self._used = self._at = 0
+        self._used = self._at = self._lost = 0
         self._turn = -1
 
     def begin(self, then: Then) -> None:
@@ -76,7 +76,9 @@ class Look:
         numbers = counts.numbers
         numbers[OPEN] = connections.totals.open
         numbers[DESCRIPTORS], numbers[MOST_DESCRIPTORS] = self._used, self._limit
-        numbers[LINES_DROPPED] = connections.log.lost
+        # Added: who has counted here before may have lost some, too.
+        lost, self._lost = self._lost, connections.log.lost
+        numbers[LINES_DROPPED] += self._lost - lost
         while self._waiting:  # each stays until it was told: where memory fails, this is done again
             self._waiting[0]()
             del self._waiting[0]
