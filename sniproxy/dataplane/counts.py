@@ -27,7 +27,7 @@ OTHERS = "_others"
 """The row of hosts that have none. No client can ask for it, nor does a directory serve by it."""
 
 ACCEPTED, ADOPTED, OPEN, DESCRIPTORS, MOST_DESCRIPTORS, LINES_DROPPED = range(6)
-"""Numbers of a process; the last four are those of its last look (``Look``)."""
+"""Numbers of a process; the last four are of its last look (``Look``)."""
 
 CONNECTIONS, UP, DOWN, FAULTS, HAS_OPEN = range(5)
 """Numbers of a host: connections that have reached its backend, bytes from its clients and to them,
@@ -106,6 +106,12 @@ class Times:
 
     def __init__(self) -> None:
         self.numbers = memoryview(mmap.mmap(-1, 8 * _OF_A_TIME)).cast("Q")
+        self.none = 0
+        """How many took none, as who reads this has found last: a bucket, which never falls."""
+
+    def settle(self, count: int) -> None:
+        """Find how many took none, of the ``count`` that there were at least."""
+        self.none = max(self.none, count - sum(self.numbers[:-1]))
 
     def took(self, seconds: float) -> None:
         numbers = self.numbers

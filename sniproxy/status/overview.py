@@ -79,11 +79,11 @@ class Histogram(NamedTuple):
     total: float
 
 
-def histogram(times: Sequence[Times], count: int) -> Histogram:
-    """Add up what took some time; of ``count``, the others took none."""
+def histogram(times: Sequence[Times]) -> Histogram:
+    """Add up what took some time, and what took none."""
     numbers = [sum(column) for column in zip(*(one.numbers for one in times), strict=True)]
     took = numbers[:-1]
-    took[0] += max(0, count - sum(took))
+    took[0] += sum(one.none for one in times)
     return Histogram([*accumulate(took)][: len(BOUNDS)], sum(took), numbers[-1] / 1_000_000)
 
 
@@ -112,8 +112,10 @@ class Overview:
                 for reason, (count,) in some:
                     if count:
                         self.reasons[reason] = self.reasons.get(reason, 0) + count
+            count = 0
             for rows in part.hosts.read(HOSTS_A_PIECE):
                 for host, numbers in rows:
+                    count += numbers[CONNECTIONS]
                     if not any(numbers):  # the others, where there are none
                         continue
                     have = self.hosts.get(host)
@@ -122,9 +124,11 @@ class Overview:
                     else:
                         self.hosts[host] = tuple(map(add, have, numbers))
                 yield b""
+            for times in (part.hello, part.backend):
+                times.settle(count)
         self.sums = [sum(column) for column in zip(*self.hosts.values(), strict=True)] or self.sums
-        self.hello = histogram([part.hello for part in parts], self.sums[CONNECTIONS])
-        self.backend = histogram([part.backend for part in parts], self.sums[CONNECTIONS])
+        self.hello = histogram([part.hello for part in parts])
+        self.backend = histogram([part.backend for part in parts])
 
 
 def overview(proxy: Proxy) -> Generator[Step, Answered | None, Overview]:
