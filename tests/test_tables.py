@@ -43,6 +43,7 @@ def test_every_text_is_printable_ascii() -> None:
         (5 << 40, "5.0 TiB"),
         (5 << 50, "5.0 PiB"),
         (2**64 - 1, "16.0 EiB"),
+        (2.0**64 / 0.001, "16000 EiB"),  # a rate, where somebody says that so little time is over
         (-3, "-3 B"),
     ],
 )

@@ -31,10 +31,10 @@ def harmless(text: str) -> str:
 
 def amount(number: float) -> str:
     """Write so many bytes with a unit: three digits and a half at most."""
-    units = iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
-    unit = next(units)
-    while number >= 999.5:
-        number, unit = number / 1024, next(units)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if number < 999.5 or unit == "EiB":
+            break
+        number /= 1024
     return f"{number:.{0 if unit == 'B' or number >= 99.95 else 1}f} {unit}"
 
 
