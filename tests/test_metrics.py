@@ -5,6 +5,7 @@ import subprocess
 from prometheus_client import parser as classic_parser
 from prometheus_client.openmetrics import parser
 
+from sniproxy.dataplane.counts import FAULTS
 from sniproxy.status.metrics import metrics
 from tests.programs import need
 from tests.seen import Shown, whole
@@ -43,6 +44,18 @@ def test_the_classic_form_says_the_same() -> None:
     modern = samples(whole(metrics(Shown(), classic=False)).decode())
     without = {key: value for key, value in modern.items() if not key[0].endswith("_created")}
     assert samples(text, classic_parser) == without
+
+
+def test_hostile_names_are_values_of_a_label() -> None:
+    """No client can have such a name counted: no bug that lets one may become a hole here."""
+    proxy = Shown()
+    names = ('a"}1', "b\\", 'c\\"', "d\\n", "{}#,=", "<script>", "\x1b[2J\x00\x7f")
+    for name in names:
+        proxy.parts[0].host(name, "")[FAULTS] = 3
+    for classic, reader in ((False, parser), (True, classic_parser)):
+        found = samples(whole(metrics(proxy, classic=classic)).decode(), reader)
+        assert [found["sniproxy_host_backend_faults_total", (name,)] for name in names] == [3] * 7
+        assert len([key for key in found if key[0] == "sniproxy_host_sent_bytes_total"]) == 4 + 7
 
 
 def test_promtool_finds_nothing_to_say_about_names_and_units() -> None:
