@@ -55,7 +55,6 @@ def test_all_are_waited_for() -> None:
     world = World()
     world.refresh()
     assert [world.asked(0), world.asked(1)] == [[REFRESH], [REFRESH]]
-    assert not any(one.answered for one in world.inquiries.processes())
     world.answer(0)
     assert world.done == 0
     world.answer(1)
@@ -74,6 +73,8 @@ def test_who_comes_meanwhile_gets_what_is_asked_anew() -> None:
     assert world.done == 1
     world.clock.advance(0)
     assert world.asked(0) == [REFRESH]
+    # Who has its answer, and reads it now, is not told that nobody has answered the next one yet.
+    assert all(one.answered for one in world.inquiries.processes())
     world.answer(0)
     world.answer(1)
     assert world.done == 2
@@ -87,6 +88,11 @@ def test_who_does_not_answer_in_time_is_shown_as_it_was() -> None:
     world.clock.advance(ANSWER)
     assert world.done == 1
     assert [one.answered for one in world.inquiries.processes()] == [True, False]
+    world.refresh()
+    world.answer(0)
+    assert [one.answered for one in world.inquiries.processes()] == [True, False]
+    world.answer(1)
+    assert all(one.answered for one in world.inquiries.processes())
     world.close()
 
 
@@ -152,4 +158,11 @@ def test_pages() -> None:
     assert answers == [None, Answered("{}", 1, -1)]
     world.clock.advance(ANSWER)
     assert answers == [None, Answered("{}", 1, -1), None]
+    # Others do not wait for who has not answered one, until it does.
+    assert [one.answered for one in world.inquiries.processes()] == [False, True]
+    world.inquiries.page(Ask(0, 0, 5), answers.append)
+    assert answers[3:] == [None]
+    world.inquiries.heard(world.workers[0], PAGE, {**rows, "number": 0})
+    world.inquiries.page(Ask(0, 0, 5), answers.append)
+    assert world.asked(0) == [PAGE, PAGE]
     world.close()

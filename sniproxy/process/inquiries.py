@@ -66,11 +66,13 @@ class Inquiries:
         self._question = question
         self._refreshed, self._next = self._next, []
         for worker in self._workers.values():
-            worker.answers = False
             worker.tell(REFRESH)
         self._conclude()
 
     def _expire(self, question: Question) -> None:
+        for worker in self._workers.values():
+            if worker.part in question.awaited:
+                worker.answers = False
         question.expire()
         self._conclude()
 
@@ -83,13 +85,18 @@ class Inquiries:
                 del self._refreshed[0]
 
     def page(self, ask: Ask, then: Callable[[Answered | None], object]) -> None:
+        worker = self._workers.get(ask.worker)
+        if worker is None or not worker.answers:
+            then(None)
+            return
         number = next(self._numbers)
         self._pages[number] = then
-        self._later(ANSWER, partial(self._give, number, None))
-        worker = self._workers.get(ask.worker)
-        if worker is not None:
-            worker.tell(PAGE, number=number, first=ask.first, most=ask.most)
-        else:
+        self._later(ANSWER, partial(self._give_up, number, worker))
+        worker.tell(PAGE, number=number, first=ask.first, most=ask.most)
+
+    def _give_up(self, number: int, worker: Worker) -> None:
+        if number in self._pages:  # others who ask it do not wait as long, one after the other
+            worker.answers = False
             self._give(number, None)
 
     def _give(self, number: int, answered: Answered | None) -> None:

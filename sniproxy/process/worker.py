@@ -17,7 +17,7 @@ class Worker:
         self.part = part
         """Which part of the counts is its own."""
         self.answers = True
-        """Whether it has said what it was last asked for."""
+        """Whether it has said in time what it was asked for, and where it has not, has since."""
         self.channel = channel
         self.started = time.monotonic()
         self.told_to_look = float("-inf")
