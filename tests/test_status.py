@@ -153,6 +153,26 @@ def test_pages_are_asked_for(desk: Desk) -> None:
     assert b'"open_connections":["page"],"next":null}' in desk.read(visitor)
 
 
+def test_pages_are_asked_for_one_at_a_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel has room for one, and loses the others. Who has left is passed over."""
+    asked: list[Callable[[Answered | None], object]] = []
+    monkeypatch.setattr(desk.source, "page", lambda _, then: asked.append(then))
+    visitors = [desk.visit(b"GET /status.json?connections=5 HTTP/1.0\r\n\r\n") for _ in range(4)]
+    desk.turn(5)
+    for one in visitors[:2]:
+        one.close()
+    desk.turn(5)
+    for one in visitors[2:]:
+        assert len(asked) == 1
+        asked.pop()(desk.source.pages[0])
+        if one is visitors[2]:  # that was the page of the one who has left
+            assert len(asked) == 1
+            asked.pop()(desk.source.pages[0])
+        assert b'"open_connections":["page"],"next":null}' in desk.read(one)
+    assert asked == []
+    leave(desk, *visitors)
+
+
 def test_nothing_is_said_before_all_have_looked(desk: Desk) -> None:
     desk.source.at_once = False
     visitor = desk.visit(METRICS)

@@ -21,7 +21,7 @@ from sniproxy.process.source import Source
 from sniproxy.resolver.hosts import SO_PASSRIGHTS
 from sniproxy.status.answers import answer
 from sniproxy.status.http import Refused, parse, refusal
-from sniproxy.status.overview import Answered, Refresh, Step
+from sniproxy.status.overview import Answered, Ask, Refresh, Step
 
 MOST_AT_ONCE = 16
 """Requests at a time. One more ends who has not asked yet for longest, or is refused itself."""
@@ -59,6 +59,8 @@ class Status:
         self._sweep = Sweep(self.later, _SWEEP, lambda: self.visitors.sweep(monotonic()))
         for one in sockets:
             _Door(self, one.socket)
+        self._paging = False
+        """Whether somebody's page of connections is awaited, who may have left."""
         self._spare: Wire | None = None
         self.hold_back()
 
@@ -79,6 +81,25 @@ class Status:
         except Exception:
             visitor.close()
             raise
+
+    def turn_page(self) -> None:
+        """Ask for the next page of connections. One at a time: what a worker's channel has no room
+        for is lost, and it has not for those of all visitors."""
+        visitor = next((one for one in self.visitors if one.wish), None)
+        if visitor is None or visitor.wish is None or self._paging:
+            return
+        wish, visitor.wish = visitor.wish, None
+        self._paging = True
+        try:
+            self.source.page(wish, partial(self._paged, visitor))
+        except BaseException:
+            self._paging = False
+            raise
+
+    def _paged(self, visitor: "_Visitor", answered: Answered | None) -> None:
+        self._paging = False
+        visitor.known(answered)
+        self.turn_page()
 
     def hold_back(self) -> None:
         """Hold a descriptor back, for when none is left: who looks then has a reason to."""
@@ -169,6 +190,8 @@ class _Visitor:
         self._unsent = b""
         self._waits = False
         """Whether something has to be known before the next step."""
+        self.wish: Ask | None = None
+        """A page that it waits for and that nobody has been asked for."""
         self._heard = False
         """Whether the client has said that it sends no more."""
         self.over = False
@@ -277,9 +300,10 @@ class _Visitor:
                 return True
             self._waits = True
             if isinstance(step, Refresh):
-                self._status.source.refresh(self._known)
+                self._status.source.refresh(self.known)
             else:
-                self._status.source.page(step, self._known)
+                self.wish = step
+                self._status.turn_page()
         except StopIteration:
             self._end()
         except Exception:  # what was said is no whole answer, and there will be no more of it
@@ -287,7 +311,7 @@ class _Visitor:
             raise
         return False
 
-    def _known(self, answered: Answered | None = None) -> None:
+    def known(self, answered: Answered | None = None) -> None:
         """Go on with what was asked for."""
         if self._waits:
             self._status.later(0, partial(self._go_on, answered))
