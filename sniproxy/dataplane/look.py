@@ -6,6 +6,7 @@ slice at a time, between which others have their turn.
 
 from collections import Counter
 from collections.abc import Callable
+from fcntl import F_GETFD, fcntl
 
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.counts import (
@@ -20,6 +21,9 @@ from sniproxy.dataplane.relay import End
 
 SLICE = 400
 """Descriptors gone through in a turn, in half a millisecond."""
+
+ABOVE = 64
+"""Numbers above the last watched one that pipes and the like may have."""
 
 Then = Callable[[], object]
 
@@ -53,14 +57,15 @@ class Look:
             return 0  # what has happened since the last slice comes first
         self._turn = connections.poller.turn
         slice_ = connections.poller.some(self._at, SLICE)
-        for watcher in slice_:
+        for fd, watcher in enumerate(slice_ or [None] * ABOVE, self._at):
             if watcher is None:
+                self._used += _is_open(fd)
                 continue
             self._used += 1
             if isinstance(watcher, End) and watcher.of_client and hasattr(watcher, "peer"):
                 connections.count(watcher)
                 self._open[getattr(watcher, "host", OTHERS)] += 1
-        self._at += SLICE
+        self._at += len(slice_)
         if slice_:
             return 0
         self._end()
@@ -82,3 +87,12 @@ class Look:
         while self._waiting:  # each stays until it was told: where memory fails, this is done again
             self._waiting[0]()
             del self._waiting[0]
+
+
+def _is_open(fd: int) -> bool:
+    """Say whether it is a descriptor: of a pipe, of what is held back, of anything unwatched."""
+    try:
+        fcntl(fd, F_GETFD)
+    except OSError:
+        return False
+    return True
