@@ -89,6 +89,17 @@ def test_one_owner_has_no_more_rows_than_that() -> None:
     assert rows["other.example"][CONNECTIONS] == rows["trusted.example"][CONNECTIONS] == 1
 
 
+def test_one_owner_has_no_more_room_for_names_than_for_rows() -> None:
+    part = Counts()
+    for owner in range(7):
+        for number in range(MOST_OF_ONE):
+            part.host(f"{number:0240}.{owner}", 54001 + owner)[CONNECTIONS] += 1
+    part.host("other.example", 54000)[CONNECTIONS] += 1
+    rows = read(part.hosts)
+    assert rows["other.example"][CONNECTIONS] == 1
+    assert len({name[-1] for name in rows if name.startswith("0")}) == 7
+
+
 def test_times_are_counted_by_their_bounds() -> None:
     times = Times()
     for seconds in (0.0005, BOUNDS[0], 0.002, 9.0, 11.0):

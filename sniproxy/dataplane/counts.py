@@ -19,7 +19,8 @@ MOST_ROWS = 8192
 """Hosts that are counted each for itself."""
 
 MOST_OF_ONE = 1024
-"""Of them, those of one owner who is neither root nor the owner of the hosts directory."""
+"""Of them, those of one owner who is neither root nor the owner of the hosts directory. A name that
+takes the room of several counts as so many."""
 
 MOST_REASONS = 64
 
@@ -141,7 +142,7 @@ class Counts:
             count = self._of_one.get(account, 0)
             if count >= MOST_OF_ONE:
                 return self.hosts.first
-            self._of_one[account] = count + 1
+            self._of_one[account] = count + 1 + len(directory) // _NAME
         return self.hosts.row(directory)
 
     def arrived(self, accepted_at: float, decided_at: float | None, now: float) -> None:
