@@ -38,21 +38,9 @@ const INTERNAL_ERROR: i32 = 70;
 /// How many objects more than were freed make Python look for garbage.
 const GARBAGE_THRESHOLD: i32 = 100_000;
 
-/// A module that is part of the interpreter, ready to run (struct _frozen of CPython's import.h).
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct FrozenModule {
-    name: *const c_char,
-    code: *const c_void,
-    size: c_int,
-    is_package: bool,
-    make_code: *const c_void,
-}
-
 extern "C" {
-    static mut PyImport_FrozenModules: *const FrozenModule;
-    static _PyImport_FrozenBootstrap: *const FrozenModule;
-    static _PyImport_FrozenStdlib: *const FrozenModule;
+    static _PyImport_FrozenBootstrap: *const ffi::_frozen;
+    static _PyImport_FrozenStdlib: *const ffi::_frozen;
     fn capset(header: *const CapabilityHeader, sets: *const [u32; 6]) -> c_int;
     fn dup2(from: c_int, to: c_int) -> c_int;
     fn pipe(ends: *mut [c_int; 2]) -> c_int;
@@ -93,14 +81,14 @@ fn list_frozen_modules() {
             let length = (0..).take_while(|&index| !(*table.add(index)).name.is_null()).count();
             modules.extend_from_slice(slice::from_raw_parts(table, length));
         }
-        modules.push(FrozenModule {
+        modules.push(ffi::_frozen {
             name: ptr::null(),
             code: ptr::null(),
             size: 0,
-            is_package: false,
-            make_code: ptr::null(),
+            is_package: 0,
+            get_code: None,
         });
-        PyImport_FrozenModules = modules.leak().as_ptr();
+        ffi::PyImport_FrozenModules = modules.leak().as_ptr();
     }
 }
 
