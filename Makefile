@@ -6,6 +6,7 @@ ONCE ?=
 PYTEST ?=
 BENCH ?=
 HASHED ?=
+TARGET ?=
 SECONDS ?= 45
 FULL ?=
 SNIPROXY ?=
@@ -29,8 +30,9 @@ run: $(VENV)/.demo ## Show the proxy at work with real TLS backends (ONCE=1: lea
 test: $(VENV)/.test ## Run all tests from source (PYTEST="-k name" for some)
 	$(BIN)/python -m pytest $(PYTEST)
 
-executable: python ## Build dist/sniproxy, one static file (HASHED=1: dist/sniproxy-hashed)
-	$(PYTHON) launcher/build.py $(if $(filter-out 0,$(HASHED)),--hashed)
+executable: python ## Build dist/sniproxy, one static file (HASHED=1: -hashed; TARGET=aarch64: for that)
+	$(PYTHON) launcher/build.py $(if $(filter-out 0,$(HASHED)),--hashed) \
+	  $(if $(TARGET),--target $(TARGET))
 
 test-executable: python $(VENV)/.test ## Build both flavours; run the end-to-end tests and the proofs on them
 	$(PYTHON) launcher/build.py
@@ -42,7 +44,7 @@ reproducible: python ## Build the committed state twice, in two folders; the byt
 	$(PYTHON) launcher/reproducible.py
 
 train: python ## Take the interpreter's profile anew, for this machine's architecture and compiler
-	$(PYTHON) launcher/build.py --train
+	$(PYTHON) launcher/build.py --train $(if $(TARGET),--target $(TARGET))
 
 dist: python ## Make all that a release has for this machine, and SHA256SUMS
 	$(PYTHON) launcher/archives.py

@@ -1,27 +1,31 @@
 #!/usr/bin/env python3
-"""Make the archives for everybody: ``python3 launcher/archives.py``.
+"""Make the archives for everybody: ``python3 launcher/archives.py [MACHINE]``.
 
-Builds both flavours and leaves in ``dist/`` for each an archive and a bill of materials.
+Builds both flavours, for another machine if one is named, and leaves beside each an archive and a
+bill of materials.
 """
 
 import hashlib
-import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import build
 import licences
 from chain import archive, bill, components
 from chain.failure import BuildFailure
+from chain.target import Target, here
 
 
-def flavour_archive(found: list[components.Component], *, hashed: bool) -> list[Path]:
+def flavour_archive(
+    found: list[components.Component], target: Target, *, hashed: bool
+) -> list[Path]:
     """Build a flavour; write its archive and its bill of materials."""
-    name = build.output_name(hashed=hashed)
-    executable = build.ROOT / "dist" / name
-    version = build.make(executable, hashed=hashed).split()[1]
+    executable = build.output(target, hashed=hashed)
+    name = executable.name
+    version = build.make(executable, hashed=hashed, target=target).split()[1]
     sha256 = hashlib.sha256(executable.read_bytes()).hexdigest()
-    full_name = f"{name}-{version}-{platform.machine()}-linux"
+    full_name = f"{name}-{version}-{target.machine}-linux"
     text = bill.bill(name, version, sha256, found)
     made = [executable.with_name(f"{full_name}{end}") for end in (".tar.xz", ".cdx.json")]
     layout = archive.contents(build.ROOT, executable, text, found)
@@ -30,13 +34,19 @@ def flavour_archive(found: list[components.Component], *, hashed: bool) -> list[
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Make them all; give the exit status."""
-    places = build.Places(build.ROOT, build.ROOT / "build")
+    target = Target(arguments[0]) if arguments else here()
+    places = build.Places(build.ROOT, build.ROOT / "build", target=target)
+    plain = build.output(target, hashed=False)
     try:
-        build.make(build.ROOT / "dist" / build.output_name(hashed=False), hashed=False)
+        build.make(plain, hashed=False, target=target)
         found = licences.all_components(places)
-        made = [file for hashed in (False, True) for file in flavour_archive(found, hashed=hashed)]
+        made = [
+            file
+            for hashed in (False, True)
+            for file in flavour_archive(found, target, hashed=hashed)
+        ]
     except BuildFailure as failure:
         print(f"archives.py: {failure}", file=sys.stderr)
         return 1
@@ -46,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Build the executable: ``python3 launcher/build.py [--hashed] [--output FILE]``.
 
+``--target MACHINE`` builds for another machine than this one, into ``dist/MACHINE/``.
 What is made on the way lies in ``build/``; what was made from the same things before is kept.
 ``--train`` takes the interpreter's profile anew, for this machine's architecture and compiler.
 ``--without`` leaves a measure out that makes the executable smaller or faster, to see what it
@@ -11,16 +12,16 @@ import argparse
 import contextlib
 import fcntl
 import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chain import commands, distribution, executable, interpreter, modules, sources, training
 from chain.failure import BuildFailure
 from chain.requirements import missing, require
 from chain.stages import Stages, digest
+from chain.target import MACHINES, Target, here
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +37,12 @@ class Places:
     root: Path
     build: Path
     without: frozenset[str] = frozenset()
+    target: Target = field(default_factory=here)
+
+    @property
+    def own(self) -> Path:
+        """Where that lies which differs between machines."""
+        return self.build / self.target.machine if self.target.foreign else self.build
 
     @property
     def work(self) -> Path:
@@ -48,7 +55,7 @@ class Places:
         return self._variant(self.without & interpreter.Recipe.MEASURES)
 
     def _variant(self, without: frozenset[str]) -> Path:
-        return self.build / "-".join(["without", *sorted(without)]) if without else self.build
+        return self.own / "-".join(["without", *sorted(without)]) if without else self.own
 
     @property
     def launcher(self) -> Path:
@@ -72,7 +79,7 @@ class Places:
         return self.compiled / "interpreter"
 
     def log(self, stage: str) -> Path:
-        return self.build / "logs" / f"{stage}.log"
+        return self.own / "logs" / f"{stage}.log"
 
 
 class Build:
@@ -81,18 +88,22 @@ class Build:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.without = places.without
+        self.target = places.target
         self.stages = Stages(places.build / "stamps")
         self.own_stages = Stages(places.work / "stamps")
-        self.interpreter = interpreter.Interpreter(places.tree)
+        # Of another machine's interpreter nothing runs here: our own of the same source does.
+        self.native = Build(replace(places, target=here())) if self.target.foreign else None
+        builder = self.native.interpreter.python if self.native else None
+        self.interpreter = interpreter.Interpreter(places.tree, builder)
         self.tools = executable.Tools(places.build / "tools")
-        self.compiler = commands.output_of(["gcc", "--version"]).splitlines()[0]
-        self.target = commands.output_of(["gcc", "-dumpmachine"]).strip()
+        self.gcc = self.target.tool("gcc")
+        self.compiler = commands.output_of([self.gcc, "--version"]).splitlines()[0]
 
     @property
     def profile(self) -> Path:
         """The kept profile for this architecture and major version of the compiler."""
-        version = commands.output_of(["gcc", "-dumpversion"]).split(".")[0].strip()
-        name = f"{platform.machine()}-gcc-{version}.tar.xz"
+        version = commands.output_of([self.gcc, "-dumpversion"]).split(".")[0].strip()
+        name = f"{self.target.machine}-gcc-{version}.tar.xz"
         return self.places.launcher / "profile" / name
 
     def source(self) -> None:
@@ -115,6 +126,8 @@ class Build:
     def compile(self) -> None:
         """Have the interpreter: minutes, but only when it is other than before."""
         places = self.places
+        if self.native:
+            self.native.compile()
         profile: Path | None = self.profile
         recipe = interpreter.Recipe(self.without)
         if "profile" in self.without:
@@ -122,13 +135,15 @@ class Build:
         elif not self.profile.exists():
             print(f"interpreter: there is no profile {self.profile.name}: it will be a slower one")
             profile = None
-        inputs = [*interpreter.key(self.compiler, recipe), self.target, str(EPOCH)]
+        machine = commands.output_of([self.gcc, "-dumpmachine"]).strip()
+        inputs = [*interpreter.key(self.compiler, recipe), machine, str(EPOCH)]
 
         def work() -> None:
             log = places.log("interpreter")
-            interpreter.build(places.source, places.tree, EPOCH, profile, recipe, log)
+            made = self.interpreter
+            interpreter.build(self.target, places.source, made, EPOCH, profile, recipe, log)
 
-        products = [self.interpreter.core, self.interpreter.python]
+        products = [self.interpreter.core, self.interpreter.library_file, self.interpreter.python]
         key = digest(*inputs, places.origin, profile or "no profile")
         Stages(places.compiled / "stamps").stage("interpreter", key, products, work)
 
@@ -157,7 +172,10 @@ class Build:
         return selection
 
     def pack(self, *, hashed: bool) -> Path:
-        """Have the distribution and what PyOxidizer makes of it; give the folder of the latter."""
+        """Have the distribution and what PyOxidizer makes of it, which is good for any machine;
+        give the folder of the latter."""
+        if self.native:
+            return self.native.pack(hashed=hashed)
         places, flavour = self.places, "hashed" if hashed else "plain"
         selection = self.select()
         library, packages = _divide(selection, self.interpreter.library, places.launcher)
@@ -202,29 +220,32 @@ class Build:
             places.launcher / "requirements.txt",
             places.launcher / "chain" / "executable.py",
         )
-        made = [resources / name for name in ("libpython3.a", "packed-resources")]
+        made = [resources / name for name in executable.RESOURCES]
         self.own_stages.stage(f"resources-{flavour}", whole, made, work)
         return resources
 
     def link(self, resources: Path, output: Path) -> None:
         """Have the executable."""
-        launcher, target = self.places.launcher, self.places.build / "cargo"
-        crate = [launcher / "Cargo.toml", launcher / "Cargo.lock", launcher / "build.rs"]
-        rustc = commands.output_of(["rustc", "--version", "--verbose"])
+        launcher, folder = self.places.launcher, self.places.own / "cargo"
+        names = ("Cargo.toml", "Cargo.lock", "build.rs", executable.LINKER)
+        crate = [launcher / name for name in names]
+        rustc = commands.output_of(["rustc", "--version", "--verbose"], self.target.rust)
         key = digest(
             str(output),
             rustc,
-            *executable.link_inputs(),
+            *executable.link_inputs(self.target),
             resources,
+            self.interpreter.library_file,
             *crate,
             launcher / "src",
             launcher / "chain" / "executable.py",
         )
 
         def work() -> None:
-            python = self.interpreter.python
-            log = self.places.log("executable")
-            executable.link(launcher, resources, python, target, output, log, self.without)
+            log, made = self.places.log("executable"), self.interpreter
+            executable.link(
+                self.target, launcher, resources, made, folder, output, log, self.without
+            )
 
         self.own_stages.stage(
             resources.name.replace("resources", "executable"), key, [output], work
@@ -232,15 +253,18 @@ class Build:
 
     def train(self) -> None:
         """Take the profile anew."""
-        tree = self.places.build / "interpreter-counting"
+        tree = self.places.own / "interpreter-counting"
         log = self.places.log("training")
+        if self.native:
+            self.native.compile()
         print("training: compiling an interpreter that counts …", flush=True)
-        counting = interpreter.build_counting(self.places.source, tree, EPOCH, log)
+        counting = interpreter.Interpreter(tree, self.interpreter.builder)
+        interpreter.build_counting(self.target, self.places.source, counting, EPOCH, log)
         for counts in tree.rglob("*.gcda"):
             # Of its own build: compiling Python's library is not our work.
             counts.unlink()
         print("training: the load …", flush=True)
-        training.train(counting.python, self.places.root)
+        training.train([*self.target.emulator, str(tree / "python")], self.places.root)
         self.profile.parent.mkdir(exist_ok=True)
         interpreter.pack_profile(counting, self.profile)
         print(f"training: wrote {self.profile}")
@@ -266,23 +290,30 @@ def _divide(
     return standard, packages
 
 
-def make(output: Path, *, hashed: bool, without: frozenset[str] = frozenset()) -> str:
-    """Have the executable at ``output``; give what it says its version is.
+def make(
+    output: Path,
+    *,
+    hashed: bool,
+    without: frozenset[str] = frozenset(),
+    target: Target | None = None,
+) -> str:
+    """Have the executable at ``output``, for this machine if no ``target`` is given; give what it
+    says its version is.
 
     Raises ``BuildFailure``."""
-    places = Places(ROOT, ROOT / "build", without)
+    places = Places(ROOT, ROOT / "build", without, target or here())
     with _alone(places):
         build = Build(places)
         build.source()
         build.compile()
         build.install_tools()
         build.link(build.pack(hashed=hashed), output)
-        return executable.prove(output, {})
+        return executable.prove([*places.target.emulator, output], {})
 
 
-def train() -> None:
+def train(target: Target) -> None:
     """Take the interpreter's profile anew. Raises ``BuildFailure``."""
-    places = Places(ROOT, ROOT / "build")
+    places = Places(ROOT, ROOT / "build", target=target)
     with _alone(places):
         build = Build(places)
         build.source()
@@ -292,23 +323,27 @@ def train() -> None:
 @contextlib.contextmanager
 def _alone(places: Places) -> Iterator[None]:
     """See that all is there that a build needs, and that no other build treads on this one."""
-    require(missing(os.environ))
+    require(missing(os.environ, places.target))
     places.build.mkdir(exist_ok=True)
     with (places.build / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def output_name(*, hashed: bool) -> str:
-    """Name the executable of a flavour."""
-    return "sniproxy-hashed" if hashed else "sniproxy"
+def output(target: Target, *, hashed: bool) -> Path:
+    """Say where the executable of a flavour goes."""
+    folder = ROOT / "dist" / (target.machine if target.foreign else "")
+    return folder / ("sniproxy-hashed" if hashed else "sniproxy")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Build; give the exit status."""
     parser = argparse.ArgumentParser(prog="build.py", description="Build the executable.")
     parser.add_argument("--hashed", action="store_true", help="the flavour with hashed host names")
-    parser.add_argument("--output", type=Path, help="where it goes (dist/sniproxy[-hashed])")
+    parser.add_argument("--target", choices=MACHINES, help="the machine that it is for (this one)")
+    parser.add_argument(
+        "--output", type=Path, help="where it goes (dist/[TARGET/]sniproxy[-hashed])"
+    )
     parser.add_argument("--train", action="store_true", help="take the interpreter's profile anew")
     parser.add_argument(
         "--without",
@@ -318,13 +353,15 @@ def main(arguments: Sequence[str]) -> int:
         help="leave a measure out, to see what it brings",
     )
     wanted = parser.parse_args(arguments)
-    output = (wanted.output or ROOT / "dist" / output_name(hashed=wanted.hashed)).absolute()
+    target = Target(wanted.target) if wanted.target else here()
+    result = (wanted.output or output(target, hashed=wanted.hashed)).absolute()
     try:
         if wanted.train:
-            train()
+            train(target)
         else:
-            version = make(output, hashed=wanted.hashed, without=frozenset(wanted.without))
-            print(version, f"{output.stat().st_size:,} bytes:", output)
+            without = frozenset(wanted.without)
+            version = make(result, hashed=wanted.hashed, without=without, target=target)
+            print(version, f"{result.stat().st_size:,} bytes:", result)
     except BuildFailure as failure:
         print(f"build.py: {failure}", file=sys.stderr)
         return 1

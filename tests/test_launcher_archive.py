@@ -123,7 +123,7 @@ def test_licences_of_nothing_built_are_refused(tmp_path: Path) -> None:
 
 def test_licences_need_a_folder() -> None:
     done = licences(ROOT / "launcher" / "licences.py")
-    assert (done.returncode, done.stderr) == (2, "usage: licences.py FOLDER\n")
+    assert (done.returncode, done.stderr) == (2, "usage: licences.py FOLDER [MACHINE]\n")
 
 
 @needs_xz

@@ -91,10 +91,11 @@ LIBRARIES = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from chain import executable
+from chain.target import here
 from chain.failure import BuildFailure
 executable.LIBRARIES["libnowhere.a"] = "libnowhere-dev"
 try:
-    executable.link_inputs()
+    executable.link_inputs(here())
 except BuildFailure as failure:
     print(failure)
 """
@@ -104,10 +105,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import build
-def link(crate, resources, python, target, output, *rest):
+def link(target, crate, resources, interpreter, folder, output, *rest):
     output.write_text("made")
 build.executable.link = link
 here = Path(sys.argv[2])
+build.interpreter.Interpreter.library_file = here / "libpython3.a"
 build.Build(build.Places(build.ROOT, here / "build")).link(here / "resources", here / "output")
 """
 """Decides whether to link, and links nothing: that takes a whole build."""
@@ -115,7 +117,7 @@ build.Build(build.Places(build.ROOT, here / "build")).link(here / "resources", h
 
 def test_it_is_linked_again_when_what_is_linked_changes(tmp_path: Path) -> None:
     """An update of the C library or of the compiler changes no file of ours."""
-    for name in ("libc.a", "libgcc.a", "libgcc_eh.a"):
+    for name in ("libc.a", "libgcc.a", "libgcc_eh.a", "libpython3.a"):
         (tmp_path / name).write_text("old")
     (tmp_path / "resources").mkdir()
     tools = tmp_path / "tools"
@@ -146,7 +148,7 @@ def test_it_is_linked_again_when_what_is_linked_changes(tmp_path: Path) -> None:
     put("ld", "echo GNU ld 2.40\n")
     assert stage().startswith("executable: done")
     assert stage() == "executable: unchanged"
-    for name in ("libc.a", "libgcc.a", "libgcc_eh.a"):
+    for name in ("libc.a", "libgcc.a", "libgcc_eh.a", "libpython3.a"):
         (tmp_path / name).write_text("new")
         assert stage().startswith("executable: done"), name
     put("ld", "echo GNU ld 2.44\n")

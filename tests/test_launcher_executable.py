@@ -47,12 +47,12 @@ def test_a_program_that_does_not_start_fails_the_build(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\necho broken >&2\nexit 70\n")
     program.chmod(0o755)
     with pytest.raises(BuildFailure, match="broken"):
-        executable.prove(program, {})
+        executable.prove([program], {})
     program.write_text("#!/bin/sh\necho something else\n")
     with pytest.raises(BuildFailure, match="something else"):
-        executable.prove(program, {})
+        executable.prove([program], {})
     program.write_text("#!/bin/sh\necho sniproxy 1.0 '(plain)'\n")
-    assert executable.prove(program, {}) == "sniproxy 1.0 (plain)"
+    assert executable.prove([program], {}) == "sniproxy 1.0 (plain)"
 
 
 def test_every_requirement_is_pinned_by_hash() -> None:

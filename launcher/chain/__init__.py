@@ -6,5 +6,6 @@
 - ``modules``: which modules of Python's library go in.
 - ``distribution``: interpreter and modules in the format that PyOxidizer reads.
 - ``executable``: PyOxidizer and cargo make one file of it.
+- ``target``: the machine that it is for.
 - ``stages``: what of all this is done again and what is kept.
 """

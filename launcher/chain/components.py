@@ -15,8 +15,9 @@ from shutil import which
 from typing import Any
 
 from . import commands
-from .distribution import target_triple
+from .executable import library
 from .failure import BuildFailure
+from .target import Target, here
 
 DOCUMENTS = Path("/usr/share/doc")
 COMMON_LICENCES = Path("/usr/share/common-licenses")
@@ -39,17 +40,21 @@ class Component:
     inside: bool = True
 
 
-def all_components(crate: Path, source: Path, origin: Path, packages: Path) -> list[Component]:
-    """List what is inside: the crate at ``crate``, CPython's unpacked ``source`` and where it came
-    from, and the folder of the Python ``packages``."""
+def all_components(
+    crate: Path, source: Path, origin: Path, packages: Path, target: Target | None = None
+) -> list[Component]:
+    """List what is inside, if no ``target`` is given for this machine: the crate at ``crate``,
+    CPython's unpacked ``source`` and where it came from, and the folder of the Python
+    ``packages``."""
+    target = target or here()
     python = interpreter(source, json.loads(origin.read_text()))
     requirements = (crate / "requirements.txt").read_text()
     return [
         python,
         _idna(packages, requirements),
-        *_crates(crate, python),
-        _rust_library(),
-        *_c_libraries(),
+        *_crates(crate, python, target),
+        _rust_library(target),
+        *_c_libraries(target),
         _pyoxidizer(requirements),
     ]
 
@@ -90,11 +95,11 @@ def _pinned(name: str, requirements: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _crates(crate: Path, python: Component) -> list[Component]:
-    """List the crates of Cargo.lock that take part in a build for this machine."""
+def _crates(crate: Path, python: Component, target: Target) -> list[Component]:
+    """List the crates of Cargo.lock that take part in a build for ``target``."""
     command: list[str | Path] = ["cargo", "metadata", "--locked", "--format-version", "1"]
-    command += ["--filter-platform", target_triple(), "--manifest-path", crate / "Cargo.toml"]
-    described = json.loads(commands.output_of(command))
+    command += ["--filter-platform", target.triple, "--manifest-path", crate / "Cargo.toml"]
+    described = json.loads(commands.output_of(command, target.rust))
     with (crate / "Cargo.lock").open("rb") as file:
         locked = tomllib.load(file)["package"]
     digests = {(entry["name"], entry["version"]): entry.get("checksum", "") for entry in locked}
@@ -146,9 +151,9 @@ def licence_files(folder: Path) -> list[Path]:
     )
 
 
-def _rust_library() -> Component:
-    version = commands.output_of(["rustc", "--version"]).split()[1]
-    sysroot = Path(commands.output_of(["rustc", "--print", "sysroot"]).strip())
+def _rust_library(target: Target) -> Component:
+    version = commands.output_of(["rustc", "--version"], target.rust).split()[1]
+    sysroot = Path(commands.output_of(["rustc", "--print", "sysroot"], target.rust).strip())
     documents = sysroot / "share" / "doc" / "rust"
     files = existing(
         "the Rust library's licence",
@@ -161,40 +166,30 @@ def _rust_library() -> Component:
     return Component("Rust standard library", version, "MIT OR Apache-2.0", purl, "", files)
 
 
-def _c_libraries() -> Iterable[Component]:
-    version = _debian_version("libc6-dev") or commands.output_of(["getconf", "GNU_LIBC_VERSION"])
-    version = version.split()[-1]
-    yield Component(
-        "GNU C library",
-        version,
-        "LGPL-2.1-or-later",
-        f"pkg:deb/debian/glibc@{version}?arch=source",
-        "",
-        existing(
-            "the C library's licence",
-            [DOCUMENTS / "libc6-dev" / "copyright", COMMON_LICENCES / "LGPL-2.1"],
-        ),
-    )
-    major = commands.output_of(["gcc", "-dumpversion"]).split(".")[0].strip()
-    package = f"libgcc-{major}-dev"
-    version = _debian_version(package) or commands.output_of(["gcc", "-dumpfullversion"]).strip()
-    yield Component(
-        "GCC support library",
-        version,
-        "GPL-3.0-or-later WITH GCC-exception-3.1",
-        f"pkg:deb/debian/gcc-{major}@{version}?arch=source",
-        "",
-        existing(
-            "the compiler's licence",
-            [DOCUMENTS / package / "copyright", COMMON_LICENCES / "GPL-3"],
-        ),
-    )
+def _c_libraries(target: Target) -> Iterable[Component]:
+    """Describe what the linker takes besides, by the packages that have it: of both, several may be
+    installed, each for another machine."""
+    for name, file, licence, text in (
+        ("GNU C library", "libc.a", "LGPL-2.1-or-later", "LGPL-2.1"),
+        ("GCC support library", "libgcc.a", "GPL-3.0-or-later WITH GCC-exception-3.1", "GPL-3"),
+    ):
+        package, version, source, source_version = _debian_package(library(target, file))
+        purl = f"pkg:deb/debian/{source}@{source_version}?arch=source"
+        copyright_file = DOCUMENTS / package / "copyright"
+        files = existing(f"the {name}'s licence", [copyright_file, COMMON_LICENCES / text])
+        yield Component(name, version, licence, purl, "", files)
 
 
-def _debian_version(package: str) -> str:
+def _debian_package(file: Path) -> tuple[str, str, str, str]:
+    """Give the package that ``file`` is of and its version, and the same of its source."""
     if which("dpkg-query") is None:
-        return ""
-    return commands.output_of(["dpkg-query", "-W", "-f", "${Version}", package])
+        raise BuildFailure(f"an archive needs the licence of {file}, and Debian's packages have it")
+    owner, _, _ = commands.output_of(["dpkg-query", "-S", file.resolve()]).rpartition(": ")
+    fields = "${Package} ${Version} ${source:Package} ${source:Version}"
+    package, version, source, source_version = commands.output_of(
+        ["dpkg-query", "-W", "-f", fields, owner]
+    ).split()
+    return package, version, source, source_version
 
 
 def existing(what: str, *choices: Sequence[Path]) -> tuple[Path, ...]:

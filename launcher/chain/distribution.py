@@ -7,7 +7,6 @@ selected modules and nothing else, so that what is not needed can't get in later
 
 import io
 import json
-import platform
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from pathlib import Path
 
 from . import commands
 from .interpreter import Interpreter, builtin_modules
+from .target import here
 
 FORMAT_VERSION = "7"
 SYSTEM_LIBRARIES = ("m", "dl", "util", "pthread", "rt")
 
 CORE = "build/core.o"
-"""All of libpython but the table of its modules, as one object file."""
+"""All of libpython, as one object file."""
 
 ABOUT = (
     "import importlib.util, json, sys, sysconfig;"
@@ -37,12 +37,6 @@ class Member:
     name: str
     content: Path | bytes
     mode: int = 0o644
-
-
-def target_triple() -> str:
-    """Name this machine as Rust does. The C library is GNU's, linked statically: nothing here
-    resolves names or loads plugins, which alone would need its shared form."""
-    return f"{platform.machine()}-unknown-linux-gnu"
 
 
 def assemble(
@@ -93,12 +87,12 @@ def python_json(described: dict[str, str | int], builtins: dict[str, str]) -> di
     tag = str(described["tag"])
     return {
         "version": FORMAT_VERSION,
-        "target_triple": target_triple(),
+        "target_triple": here().triple,
         "optimizations": "noopt",
         "python_tag": "cp311",
         "python_abi_tag": "cp311",
         "python_config_vars": {},
-        "python_platform_tag": f"linux-{platform.machine()}",
+        "python_platform_tag": f"linux-{here().machine}",
         "python_implementation_cache_tag": tag,
         "python_implementation_hex_version": described["hex"],
         "python_implementation_name": "cpython",

@@ -1,21 +1,22 @@
 """Executable: PyOxidizer packs the modules, cargo links them and the interpreter into one file.
 
-PyOxidizer (from PyPI, its hash pinned) compiles the modules to bytecode and makes libpython from
-the distribution's objects; the launcher crate beside this folder includes both.
+PyOxidizer (from PyPI, its hash pinned) compiles the modules to bytecode; the launcher crate beside
+this folder includes that, and libpython.
 """
 
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import commands
-from .distribution import target_triple
 from .failure import BuildFailure
+from .interpreter import Interpreter
 from .stages import digest
+from .target import Target, here
 
 PYO3_CONFIGURATION = """\
 implementation=CPython
@@ -29,6 +30,10 @@ suppress_build_script_link_lines=true
 """What pyo3 would ask the interpreter. The trap: PyOxidizer's own version of this file exports
 every symbol, after which the linker can drop none."""
 
+RESOURCES = ("default_python_config.rs", "packed-resources")
+"""What of PyOxidizer's work goes in: the same for all machines. Its libpython does not: it would be
+this machine's, and our own has the table of modules too."""
+
 LINKING = (
     "-Ctarget-feature=+crt-static",
     "-Crelocation-model=pie",
@@ -36,13 +41,16 @@ LINKING = (
     "-Clink-arg=-Wl,--build-id=none",
 )
 
+LINKER = "static-pie-gcc"
+"""What stands before gcc where a program is linked, in the crate's folder."""
+
 RELOCATIONS = ("-Clink-arg=-Wl,-z,pack-relative-relocs",)
 """Relative relocations packed: a tenth of the file, and of the work at the start."""
 
 LIBRARIES = {
     "libc.a": "libc6-dev",
-    "libgcc.a": "the package that gcc depends on, libgcc-…-dev",
-    "libgcc_eh.a": "the package that gcc depends on, libgcc-…-dev",
+    "libgcc.a": "gcc",
+    "libgcc_eh.a": "gcc",
 }
 """What the linker takes of the C library and the compiler's, and where Debian has it."""
 
@@ -144,9 +152,9 @@ def pack(
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     commands.run([*command, "resources"], environment=clean(environment), log=log)
-    made = stage / "build" / target_triple() / "release" / "resources"
+    made = stage / "build" / here().triple / "release" / "resources"
     destination.mkdir(parents=True, exist_ok=True)
-    for name in ("default_python_config.rs", "packed-resources", "libpython3.a"):
+    for name in RESOURCES:
         replace_if_other(made / name, destination / name)
     shutil.rmtree(stage)
 
@@ -158,69 +166,81 @@ def replace_if_other(fresh: Path, kept: Path) -> None:
     shutil.copyfile(fresh, kept)
 
 
-def link_inputs() -> list[str | Path]:
+def link_inputs(target: Target) -> list[str | Path]:
     """List what gets into the executable or decides on it, and that cargo asks nobody about: the
     compiler and the linker, by their versions, and their libraries."""
+    gcc = target.tool("gcc")
     inputs: list[str | Path] = [
-        commands.output_of([tool, "--version"]).splitlines()[0] for tool in ("gcc", "ld")
+        commands.output_of([tool, "--version"]).splitlines()[0] for tool in (gcc, target.tool("ld"))
     ]
-    for name, package in LIBRARIES.items():
-        # A name that gcc does not find it gives back as it is.
-        path = Path(commands.output_of(["gcc", f"-print-file-name={name}"]).strip())
-        if not path.is_absolute():
-            raise BuildFailure(f"gcc finds no {name} to link: install {package} (Debian)")
-        inputs.append(path)
-    return inputs
+    return [*inputs, *(library(target, name) for name in LIBRARIES)]
+
+
+def library(target: Target, name: str) -> Path:
+    """Find one of ``LIBRARIES``. Raises ``BuildFailure`` where the compiler finds none."""
+    gcc = target.tool("gcc")
+    # A name that gcc does not find it gives back as it is.
+    path = Path(commands.output_of([gcc, f"-print-file-name={name}"]).strip())
+    if not path.is_absolute():
+        wanted = target.package(LIBRARIES[name])
+        raise BuildFailure(f"{gcc} finds no {name} to link: install {wanted} (Debian)")
+    return path
 
 
 def link(
+    target: Target,
     crate: Path,
     resources: Path,
-    python: Path,
-    target: Path,
+    interpreter: Interpreter,
+    folder: Path,
     output: Path,
     log: Path,
     without: Collection[str] = (),
 ) -> None:
-    """Compile the launcher ``crate`` with ``resources``; put the executable at ``output``.
+    """Compile the launcher ``crate`` with ``resources`` and libpython in ``folder``; put the
+    executable at ``output``.
 
     ``without`` names measures to leave out, to see what each brings: relocations, strip."""
-    configuration = target / "pyo3-configuration.txt"
-    target.mkdir(parents=True, exist_ok=True)
-    text = PYO3_CONFIGURATION.format(python=python)
+    configuration = folder / "pyo3-configuration.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = PYO3_CONFIGURATION.format(python=interpreter.python)
     # cargo compiles pyo3 again for each newer file, whatever it holds.
     if not configuration.exists() or configuration.read_text() != text:
         configuration.write_text(text)
     flags = [*LINKING, *(() if "relocations" in without else RELOCATIONS)]
     environment = {
         "SNIPROXY_RESOURCES": str(resources),
+        "SNIPROXY_INTERPRETER": str(interpreter.library_file.parent),
         "PYO3_CONFIG_FILE": str(configuration),
-        "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*flags, *_remapping(crate, target.parent)]),
+        "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*flags, *_remapping(target, crate, folder.parent)]),
         "CARGO_INCREMENTAL": "0",
         # The trap: to cargo, an executable is as fresh as ever after an update of the C library.
-        "SNIPROXY_LINKED": digest(*link_inputs()),
+        "SNIPROXY_LINKED": digest(*link_inputs(target)),
+        "SNIPROXY_GCC": target.tool("gcc"),
+        **target.rust,
     }
     if "strip" in without:
         environment["CARGO_PROFILE_RELEASE_STRIP"] = "none"
-    triple = target_triple()
-    command = ["cargo", "build", "--release", "--locked", "--target", triple]
+    command = ["cargo", "build", "--release", "--locked", "--target", target.triple]
+    command += ["--config", f'target.{target.triple}.linker="{crate / LINKER}"']
     commands.run(
-        [*command, "--target-dir", target, "--manifest-path", crate / "Cargo.toml"],
+        [*command, "--target-dir", folder, "--manifest-path", crate / "Cargo.toml"],
         folder=crate,
         environment=clean(environment),
         log=log,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     fresh = output.with_name(f".{output.name}.new")
-    shutil.copy(target / triple / "release" / "sniproxy", fresh)
+    shutil.copy(folder / target.triple / "release" / "sniproxy", fresh)
     os.replace(fresh, output)
 
 
-def prove(executable: Path, environment: Mapping[str, str]) -> str:
-    """Have the new ``executable`` say its version: it starts, and with it all that starts it."""
-    line = commands.output_of([executable, "--version"], environment)
+def prove(command: Sequence[str | Path], environment: Mapping[str, str]) -> str:
+    """Have the new executable, started by ``command``, say its version: it starts, and with it all
+    that starts it."""
+    line = commands.output_of([*command, "--version"], environment)
     if not line.startswith("sniproxy "):
-        raise BuildFailure(f"{executable} --version says {line!r}")
+        raise BuildFailure(f"{command[-1]} --version says {line!r}")
     return line.strip()
 
 
@@ -229,9 +249,9 @@ def clean(added: Mapping[str, str]) -> dict[str, str]:
     return {**dict.fromkeys(REFUSED, ""), **added}
 
 
-def _remapping(crate: Path, build: Path) -> list[str]:
+def _remapping(target: Target, crate: Path, build: Path) -> list[str]:
     """Have the paths of this machine replaced by names: panics carry the path of their source."""
     home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
-    sysroot = commands.output_of(["rustc", "--print", "sysroot"]).strip()
+    sysroot = commands.output_of(["rustc", "--print", "sysroot"], target.rust).strip()
     names = {str(home): "/cargo", sysroot: "/rust", str(crate): "/launcher", str(build): "/build"}
     return [f"--remap-path-prefix={path}={name}" for path, name in names.items()]

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from . import commands
 from .failure import BuildFailure
+from .target import Target, here
 
 CONFIGURE = (
     # The trap: with a prefix of this machine, its path would be a string in the executable.
@@ -26,14 +27,27 @@ CONFIGURE = (
     "ac_cv_header_zlib_h=no",
 )
 
+ANSWERS = (
+    # Configure can't ask programs of another machine, and takes the worst for granted. On Linux:
+    "ac_cv_aligned_required=no",
+    "ac_cv_broken_sem_getvalue=no",
+    "ac_cv_buggy_getaddrinfo=no",
+    "ac_cv_computed_gotos=yes",
+    "ac_cv_file__dev_ptc=no",
+    "ac_cv_file__dev_ptmx=yes",
+    "ac_cv_pthread_system_supported=yes",
+    "ac_cv_working_tzset=yes",
+)
+
 POSITION = ("-fPIE",)
 """Code for a static executable that is position independent: what static-pie needs, no more."""
 
 SECTIONS = ("-ffunction-sections", "-fdata-sections")
 """Each function and each datum in a section of its own, for the linker to drop the unused ones."""
 
-UNWINDING = ("-fno-asynchronous-unwind-tables",)
-"""No tables for unwinding: nothing throws through this code."""
+UNWINDING = ("-fno-asynchronous-unwind-tables", "-fno-unwind-tables")
+"""No tables for unwinding: nothing throws through this code. (Of both kinds: for arm64 each is made
+where the other is not.)"""
 
 OPT = "-DNDEBUG -fwrapv -O2 -Wall"
 """What stands in for configure's own, which has -g (twice the time to compile, stripped anyway)."""
@@ -89,19 +103,26 @@ files below Modules/. None of them loads anything at run time: no ssl, no ctypes
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """A built tree of CPython."""
+    """A built tree of CPython. ``builder`` is another's executable that runs here, for a machine
+    whose own does not."""
 
     tree: Path
+    builder: Path | None = None
 
     @property
     def python(self) -> Path:
         """The executable that compiles the bytecode; it is part of no product."""
-        return self.tree / "python"
+        return self.builder or self.tree / "python"
 
     @property
     def core(self) -> Path:
-        """All of libpython but its table of modules, in one object file."""
+        """All of libpython in one object file."""
         return self.tree / "core.o"
+
+    @property
+    def library_file(self) -> Path:
+        """The same as a library that a program can be linked with."""
+        return self.tree / "linked" / "libpython3.a"
 
     @property
     def library(self) -> Path:
@@ -139,37 +160,56 @@ class Recipe:
 def key(compiler: str, recipe: Recipe) -> tuple[str, ...]:
     """Name everything besides the source and the profile that the interpreter depends on."""
     flags = (*recipe.flags, *recipe.merge, *PROFILED)
-    return (compiler, *CONFIGURE, *flags, OPT, setup_local(EXTENSIONS))
+    return (compiler, *CONFIGURE, *ANSWERS, *flags, OPT, setup_local(EXTENSIONS))
+
+
+def configuration(target: Target, builder: Path | None) -> list[str]:
+    """Give what to configure with. ``builder`` is a ``python`` of the same source that runs here,
+    for a foreign machine."""
+    if builder is None:
+        return [*CONFIGURE]
+    machines = (f"--host={target.debian}", f"--build={here().debian}")
+    return [*CONFIGURE, *machines, f"--with-build-python={builder}", *ANSWERS]
 
 
 def build(
-    source: Path, tree: Path, epoch: int, profile: Path | None, recipe: Recipe, log: Path
-) -> Interpreter:
-    """Compile the unpacked ``source`` in a copy of it, the new folder ``tree``, with what the
-    archive ``profile`` says of which code runs often."""
+    target: Target,
+    source: Path,
+    interpreter: Interpreter,
+    epoch: int,
+    profile: Path | None,
+    recipe: Recipe,
+    log: Path,
+) -> None:
+    """Compile the unpacked ``source`` in a copy of it, the new tree of ``interpreter``, with what
+    the archive ``profile`` says of which code runs often."""
     flags = [*recipe.flags, *(PROFILED if profile else ())]
+    configured = configuration(target, interpreter.builder)
     # The programs on the way need no optimising: their links take the plain half of the objects.
-    interpreter = _compile(source, tree, epoch, flags, ("-fno-lto",), profile, log)
-    check_table(tree)
-    _merge(interpreter, recipe, log)
-    return interpreter
+    _compile(source, interpreter.tree, configured, epoch, flags, ("-fno-lto",), profile, log)
+    check_table(interpreter.tree)
+    _merge(target, interpreter, recipe, log)
 
 
-def build_counting(source: Path, tree: Path, epoch: int, log: Path) -> Interpreter:
+def build_counting(
+    target: Target, source: Path, interpreter: Interpreter, epoch: int, log: Path
+) -> None:
     """Compile an interpreter that writes beside its objects how often each branch was taken."""
     flags = (*POSITION, *SECTIONS, *UNWINDING, *COUNTING)
-    return _compile(source, tree, epoch, flags, COUNTING, None, log)
+    configured = configuration(target, interpreter.builder)
+    _compile(source, interpreter.tree, configured, epoch, flags, COUNTING, None, log)
 
 
 def _compile(
     source: Path,
     tree: Path,
+    configured: Iterable[str],
     epoch: int,
     flags: Iterable[str],
     link_flags: Iterable[str],
     profile: Path | None,
     log: Path,
-) -> Interpreter:
+) -> None:
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(source, tree, symlinks=True)
     if profile is not None:
@@ -188,25 +228,21 @@ def _compile(
         "PYTHONHOME": "",
         "PYTHONHASHSEED": "0",
     }
-    configure = ["./configure", *CONFIGURE]
-    commands.run(configure, folder=tree, environment=environment, log=log)
+    commands.run(["./configure", *configured], folder=tree, environment=environment, log=log)
     # Only these two targets: the others build shared modules, tests and documentation.
     targets = ["libpython3.11.a", "python"]
     commands.run(["make", "-j2", *targets], folder=tree, environment=environment, log=log)
-    return Interpreter(tree)
 
 
-def _merge(interpreter: Interpreter, recipe: Recipe, log: Path) -> None:
-    """Link libpython's objects into one, all but the table, which PyOxidizer makes anew."""
-    tree = interpreter.tree
-    rest = tree / "core.a"
-    shutil.copyfile(tree / "libpython3.11.a", rest)
-    commands.run(["gcc-ar", "d", rest, "config.o"], log=log)
-    whole = ["-Wl,--whole-archive", rest.name, "-Wl,--no-whole-archive"]
+def _merge(target: Target, interpreter: Interpreter, recipe: Recipe, log: Path) -> None:
+    """Link libpython's objects into one."""
+    tree, library = interpreter.tree, interpreter.library_file
+    whole = ["-Wl,--whole-archive", "libpython3.11.a", "-Wl,--no-whole-archive"]
     output = ["-o", interpreter.core.name]
-    flags = [*recipe.flags, *recipe.merge]
-    commands.run(["gcc", "-r", "-nostdlib", *flags, *output, *whole], folder=tree, log=log)
-    rest.unlink()
+    command = [target.tool("gcc"), "-r", "-nostdlib", *recipe.flags, *recipe.merge]
+    commands.run([*command, *output, *whole], folder=tree, log=log)
+    library.parent.mkdir()
+    commands.run([target.tool("ar"), "rcsD", library, interpreter.core], log=log)
 
 
 def pack_profile(interpreter: Interpreter, archive: Path) -> None:

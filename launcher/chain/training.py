@@ -92,9 +92,10 @@ def client_hello(host: str) -> bytes:
     return b"\x16\x03\x01" + struct.pack("!H", len(message)) + message
 
 
-def train(python: Path, packages: Path) -> None:
-    """Run the whole load on ``python`` with the package below the folder ``packages``."""
-    command = [str(python), "-S", "-B"]
+def train(python: list[str], packages: Path) -> None:
+    """Run the whole load on what ``python`` starts, with the package below the folder
+    ``packages``."""
+    command = [*python, "-S", "-B"]
     environment = {
         "PYTHONPATH": str(packages),
         "SNIPROXY_LOG": "error",
@@ -284,4 +285,4 @@ def _receive(client: socket.socket, expected: int) -> None:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), Path(sys.argv[2]))
+    train(sys.argv[1:-1], Path(sys.argv[-1]))

@@ -1,6 +1,7 @@
 """What the build says is inside: every work of others, with its licence."""
 
 import pathlib
+import subprocess
 import tomllib
 
 import pytest
@@ -38,6 +39,13 @@ def test_each_has_its_version_and_licence(found: list[components.Component]) -> 
         if one.inside:
             assert one.files
             assert all(file.stat().st_size for file in one.files)
+
+
+def test_the_c_library_is_this_machine_s(found: list[components.Component]) -> None:
+    """Another machine's may be installed beside it."""
+    command = ["dpkg-query", "-W", "-f", "${Version}\n", "libc6-dev"]
+    installed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert next(one.version for one in found if one.name == "GNU C library") in installed
 
 
 def test_each_crate_has_the_digest_that_cargo_verified(found: list[components.Component]) -> None:
