@@ -10,6 +10,7 @@ TARGET ?=
 SECONDS ?= 45
 FULL ?=
 SNIPROXY ?=
+FOREIGN = $(filter-out $(shell uname -m),$(TARGET))
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' sniproxy/__init__.py)
 FLAVOURS = $(CURDIR)/dist/sniproxy $(CURDIR)/dist/sniproxy-hashed
 PREFIX ?= /usr/local
@@ -46,11 +47,12 @@ reproducible: python ## Build the committed state twice, in two folders; the byt
 train: python ## Take the interpreter's profile anew, for this machine's architecture and compiler
 	$(PYTHON) launcher/build.py --train $(if $(TARGET),--target $(TARGET))
 
-dist: python ## Make all that a release has for this machine, and SHA256SUMS
-	$(PYTHON) launcher/archives.py
-	$(MAKE) deb image wheel HASHED=
+dist: python ## Make all that a release has for a machine, and SHA256SUMS (TARGET= as above)
+	$(PYTHON) launcher/archives.py $(TARGET)
+	$(MAKE) deb image HASHED=
 	$(MAKE) deb HASHED=1
-	cd dist && sha256sum sniproxy*[-_]$(VERSION)[-.]* > SHA256SUMS
+	$(if $(FOREIGN),,$(MAKE) wheel)
+	cd dist/$(FOREIGN) && sha256sum sniproxy*[-_]$(VERSION)[-.]* > SHA256SUMS
 
 fuzz: $(VENV)/.fuzz ## Fuzz what takes bytes from outside (SECONDS=600: for longer; FUZZ=--update: keep)
 	$(BIN)/python -m tests.fuzz.fuzz --seconds $(SECONDS) $(FUZZ)
@@ -81,11 +83,11 @@ install: ## Install dist/sniproxy, units, manual pages (DESTDIR= PREFIX=/usr/loc
 uninstall: ## Remove what install has installed
 	sh chroot/install --remove '$(DESTDIR)' '$(PREFIX)'
 
-deb: python ## Pack dist/sniproxy as a Debian package into dist/ (HASHED=1: dist/sniproxy-hashed)
-	HASHED='$(HASHED)' PYTHON='$(PYTHON)' sh chroot/debian/build dist
+deb: python ## Pack dist/sniproxy as a Debian package, beside it (HASHED=1, TARGET=aarch64: that one)
+	HASHED='$(HASHED)' PYTHON='$(PYTHON)' TARGET='$(FOREIGN)' sh chroot/debian/build dist/$(FOREIGN)
 
-image: python ## Pack dist/sniproxy as an OCI image into dist/ (HASHED=1, TARGET=aarch64: that one)
-	$(PYTHON) launcher/image.py dist/$(TARGET:%=%/)sniproxy$(if $(filter-out 0,$(HASHED)),-hashed)
+image: python ## Pack dist/sniproxy as an OCI image, beside it (HASHED=1, TARGET=aarch64: that one)
+	$(PYTHON) launcher/image.py dist/$(FOREIGN:%=%/)sniproxy$(if $(filter-out 0,$(HASHED)),-hashed)
 
 wheel: python ## Make the source distribution and the wheel, into dist/
 	$(PYTHON) launcher/wheel.py

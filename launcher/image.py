@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make an image for containers: ``python3 launcher/image.py [EXECUTABLE]``.
 
-It is for the machine that the executable is for, and goes into ``dist/``. ``--join IMAGE…`` puts
+It is for the machine that the executable is for, and goes beside that. ``--join IMAGE…`` puts
 such files for several machines, of one version, into one, here. SOURCE_DATE_EPOCH is the time that
 it says it is from (by default that of all products).
 """
@@ -17,8 +17,7 @@ import build
 import licences
 from chain import image
 from chain.failure import BuildFailure
-
-OUTPUT = build.ROOT / "dist"
+from chain.target import Target, here
 
 
 def written(name: str, text: str) -> str:
@@ -39,9 +38,10 @@ def make(executable: Path, epoch: int) -> Path:
         "org.opencontainers.image.licenses": "MIT",
         "org.opencontainers.image.source": written("Repository", "pyproject.toml"),
     }
-    works = licences.all_components(build.Places(build.ROOT, build.ROOT / "build"))
+    places = build.Places(build.ROOT, build.ROOT / "build", target=Target(machine))
+    works = licences.all_components(places)
     found = image.contents(build.ROOT, executable, version, works)
-    file = OUTPUT / f"{executable.name}-{version}-{machine}.oci.tar"
+    file = executable.with_name(f"{executable.name}-{version}-{machine}.oci.tar")
     name = f"localhost/{executable.name}"
     image.write(file, image.image(found, architecture, name, labels, epoch), epoch)
     return file
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         if wanted.join:
             file = join(wanted.files, epoch)
         else:
-            (executable,) = wanted.files or [OUTPUT / build.output_name(hashed=False)]
+            (executable,) = wanted.files or [build.output(here(), hashed=False)]
             file = make(executable.absolute(), epoch)
     except BuildFailure as failure:
         print(f"image.py: {failure}", file=sys.stderr)

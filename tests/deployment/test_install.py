@@ -14,6 +14,7 @@ import pytest
 
 import sniproxy
 from launcher.chain.components import Component
+from launcher.chain.target import Target
 from tests.deployment.inside.manual import block
 from tests.deployment.machine import REPOSITORY
 
@@ -174,11 +175,52 @@ def test_without_an_executable_it_says_what_to_do(tmp_path: pathlib.Path) -> Non
         assert "run `make executable` first" in done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is missing: install lintian")
-def test_lintian_finds_nothing_wrong(packages: dict[str, pathlib.Path]) -> None:
-    command = ["lintian", "--allow-root", "--fail-on=error,warning"]
-    done = run(*command, packages["old"], packages["hashed"])
+@pytest.fixture(scope="module")
+def foreign(works: list[Component], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Build the package for another machine."""
+    target = Target("aarch64")
+    executable = REPOSITORY / "dist" / target.machine / "sniproxy"
+    if not target.foreign:
+        pytest.skip("not applicable: this is such a machine")
+    if not executable.exists():
+        pytest.skip(f"{executable} is missing: run `make executable TARGET={target.machine}` first")
+    folder = tmp_path_factory.mktemp("foreign")
+    done = run("sh", REPOSITORY / BUILD, folder, TARGET=target.machine)
     assert done.returncode == 0, done.stdout + done.stderr
+    (package,) = folder.glob("*_arm64.deb")
+    return package
+
+
+needs_lintian = pytest.mark.skipif(
+    not shutil.which("lintian"), reason="lintian is missing: install lintian"
+)
+
+
+def lint(package: pathlib.Path) -> None:
+    done = run("lintian", "--allow-root", "--fail-on=error,warning", package)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_lintian
+def test_lintian_finds_nothing_wrong(packages: dict[str, pathlib.Path]) -> None:
+    for flavour in ("old", "hashed"):
+        lint(packages[flavour])
+
+
+@needs_lintian
+def test_lintian_finds_nothing_wrong_with_a_package_for_another_machine(
+    foreign: pathlib.Path,
+) -> None:
+    lint(foreign)
+
+
+def test_a_package_for_another_machine_has_the_executable_for_it(
+    foreign: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert run("dpkg-deb", "-f", foreign, "Architecture").stdout == "arm64\n"
+    assert run("dpkg-deb", "-x", foreign, tmp_path).returncode == 0
+    packed = (tmp_path / "usr" / "bin" / "sniproxy").read_bytes()
+    assert packed == (REPOSITORY / "dist" / "aarch64" / "sniproxy").read_bytes()
 
 
 def test_the_same_commit_gives_the_same_package(
