@@ -35,11 +35,17 @@ executable: python ## Build dist/sniproxy, one static file (HASHED=1: -hashed; T
 	$(PYTHON) launcher/build.py $(if $(filter-out 0,$(HASHED)),--hashed) \
 	  $(if $(TARGET),--target $(TARGET))
 
-test-executable: python $(VENV)/.test ## Build both flavours; run the end-to-end tests and the proofs on them
+test-executable: python $(VENV)/.test ## Build both flavours; end-to-end tests and proofs (TARGET=aarch64: emulated)
+ifneq ($(FOREIGN),)
+	$(PYTHON) launcher/build.py --target $(FOREIGN)
+	$(BIN)/python -m pytest tests/executable/test_static.py --sniproxy=dist/$(FOREIGN)/sniproxy
+	$(BIN)/python -m tests.emulation $(FOREIGN) dist/$(FOREIGN)/sniproxy $(PYTEST)
+else
 	$(PYTHON) launcher/build.py
 	$(PYTHON) launcher/build.py --hashed
 	set -e; for file in $(FLAVOURS); do \
 	  $(BIN)/python -m pytest tests/end_to_end tests/executable --sniproxy="$$file" $(PYTEST); done
+endif
 
 reproducible: python ## Build the committed state twice, in two folders; the bytes must be the same
 	$(PYTHON) launcher/reproducible.py

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launcher.chain import requirements
+from launcher.chain.target import Target
 from tests.test_launcher_image import MACHINES
 from tests.test_launcher_image import made as made_image
 
@@ -25,6 +26,10 @@ def words(path: pathlib.Path) -> set[str]:
     return set(path.read_text().split())
 
 
+def installed_in_ci() -> set[str]:
+    return set(re.findall(r"[\w.:-]+", (ROOT / ".ci" / "run").read_text()))
+
+
 def test_what_the_build_needs_is_installed_for_it() -> None:
     needed = {
         *requirements.TOOLS.values(),
@@ -36,7 +41,16 @@ def test_what_the_build_needs_is_installed_for_it() -> None:
     needed |= set(re.findall(r"\S+-web", requirements.RUST_PACKAGES))
     assert needed <= words(WORKFLOWS / "release.yml")
     # There in brackets, and Rust is not asked for where there is one.
-    assert needed <= set(re.findall(r"[\w.-]+", (ROOT / ".ci" / "run").read_text()))
+    assert needed <= installed_in_ci()
+
+
+THERE = Target("aarch64")
+
+
+@pytest.mark.skipif(not THERE.foreign, reason="not applicable: this is such a machine")
+def test_what_builds_for_another_machine_is_installed_for_it() -> None:
+    needed = {THERE.package(name) for name in ("gcc", "libc6-dev", "libstd-rust-web-dev")}
+    assert needed | {"cargo-web", "qemu-user-static", "rustc-web"} <= installed_in_ci()
 
 
 def test_each_advisory_that_is_left_out_has_its_reason() -> None:

@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-TIMEOUT = 20
-"""Seconds after which a peer of a broken program gives up."""
+TIMEOUT = 20 * int(os.environ.get("PATIENCE", "1"))
+"""Seconds after which a peer of a broken program gives up; more in an emulated machine."""
 
 
 def commands(option: str | None) -> list[str]:
