@@ -2,16 +2,21 @@
 
 import os
 import pathlib
+import shlex
 import signal
-from collections.abc import Generator, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
 from sniproxy.resolver.hosts import Hosts
+from tests import transcript
 from tests.plane import Plane
 
 NOT_APPLICABLE = "not applicable: "
 """Begins the reason of a skipped test that no package and no right would let run here."""
+
+PROGRAM = "import sys; from sniproxy.commands import main; sys.exit(main())"
 
 
 def pytest_configure() -> None:
@@ -32,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="attack at full size and length: make test-faults FULL=1",
     )
     parser.addoption(
-        "--update-tables", action="store_true", help="write the tables of docs/ that tests make"
+        "--update-tables", action="store_true", help="write what tests make: tables, transcripts"
     )
     parser.addoption(
         "--nothing-missing",
@@ -83,3 +88,40 @@ def plane(hosts_directory: pathlib.Path) -> Iterator[Plane]:
     yield made
     made.close()
     assert not made.faults
+
+
+@pytest.fixture
+def tools(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Give a folder with each tool as a file: scripts of the source, or links to the executable."""
+    option: str | None = request.config.getoption("--sniproxy")
+    words = shlex.split(option or "")
+    if len(words) > 1:
+        pytest.skip("not applicable: --sniproxy is no single file that has another name")
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    for tool in ("listen", "check", "hostname", "status"):
+        path = folder / f"sniproxy-{tool}"
+        if words:
+            path.symlink_to(pathlib.Path(words[0]).resolve())
+        else:
+            path.write_text(f"#!{sys.executable} -P\n{PROGRAM}\n")
+            path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def play(
+    request: pytest.FixtureRequest, tools: pathlib.Path, tmp_path: pathlib.Path
+) -> Callable[[str], None]:
+    """Compare a transcript with what is said now."""
+    option = request.config.getoption
+
+    def play(case: str) -> None:
+        path = transcript.FOLDER / case
+        expected = path.read_text()
+        said = transcript.played(expected, tmp_path, tools, forked=not option("--sniproxy"))
+        if option("--update-tables"):
+            path.write_text(said)
+        assert said == expected
+
+    return play

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from sniproxy.tools import listen
 from sniproxy.tools.listen import AddressError, ListenError, listening_socket, main
 from tests.processes import in_child
+from tests.transcript import cases
 
 SHOW = """
 import json, os, socket, sys
@@ -107,60 +109,19 @@ def test_owner_and_group_may_connect_to_a_status_socket(tmp_path: pathlib.Path, 
     assert (tmp_path / "socket").stat().st_mode & 0o7777 == 0o777 & ~mask
 
 
-@pytest.mark.parametrize("address", ["", "unix:", "status", "localhost:9799", "127.0.0.1:65536"])
-def test_a_status_address_that_is_none(address: str) -> None:
-    done = run("--status", address, "127.0.0.1:0", "true")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"{address!a}: expected " in done.stderr
-
-
-def test_a_status_address_that_somebody_has(tmp_path: pathlib.Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("--status", f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:0", "true")
-    assert (done.returncode, "somebody else has it" in done.stderr) == (1, True)
-
-
 def test_errors() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = run(f"127.0.0.1:{port}", "true")
-    assert (done.returncode, "somebody else has it" in done.stderr) == (1, True)
-    assert run("127.0.0.1:0", "/no/such/command").returncode == 127
-    done = run("127.0.0.1:0", "")
-    assert (done.returncode, done.stderr) == (127, "sniproxy-listen: '': no such command\n")
-    assert run("127.0.0.1:0", "/etc/passwd").returncode == 126
-    assert run("true").returncode == 2
-    assert run("127.0.0.1:0").returncode == 2
-    assert run("--backlog", "0", "127.0.0.1:0", "true").returncode == 2
-    assert run("--backlog", "9" * 5000, "127.0.0.1:0", "true").returncode == 2
-    assert run("--directory", "/no/such/directory", "127.0.0.1:0", "true").returncode == 1
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for words in ([address], ["--status", address, "127.0.0.1:0"]):
+            done = run(*words, "true")
+            assert (done.returncode, "somebody else has it" in done.stderr) == (1, True)
     for address in ("127.0.0.1:65536", "256.1.1.1:1", "[::1.2]:1", "unix:", ":" + "9" * 5000):
         with pytest.raises(AddressError):
             listening_socket(address, 1)
-        assert run(address, "true").returncode == 2
     for address in ("unix:" + "x" * 200, "unix:/no/such/directory/socket"):
         with pytest.raises(ListenError) as raised:
             listening_socket(address, 1)
         assert raised.type is ListenError
-
-
-@pytest.mark.parametrize(
-    ("user", "reason"),
-    [
-        ("no-such-user", "there is no such user"),
-        ("9" * 30, "no user has such a number"),
-        ("9" * 5000, "no user has such a number"),
-        pytest.param(
-            str(2**32 - 1),
-            "no user has such a number",
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root gets as far as that"),
-        ),
-    ],
-)
-def test_users_that_nobody_can_be(user: str, reason: str) -> None:
-    done = run("--user", user, "127.0.0.1:0", "true")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"sniproxy-listen: --user {user!a}: {reason}\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -174,17 +135,6 @@ def test_who_is_not_root_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     in_child(work)
 
 
-@pytest.mark.parametrize("word", ["localhost:8443", "127.0.0.1:http", "::1:443", "[::1]", "a:"])
-def test_a_word_that_is_meant_as_an_address_is_named(word: str) -> None:
-    for before in ((), ("127.0.0.1:0",)):
-        done = run(*before, word, "true")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert f"{word!a}: expected numbers only" in done.stderr
-    # Unless it is said to be the command.
-    done = run("127.0.0.1:0", "--", word)
-    assert (done.returncode, "no such command" in done.stderr) == (127, True)
-
-
 def test_any_address_takes_both_families() -> None:
     with listening_socket(":0", 5) as listening:
         port = listening.getsockname()[1]
@@ -193,34 +143,6 @@ def test_any_address_takes_both_families() -> None:
     for spelling in ("[::]:0", "[0::0]:0", "[0:0:0:0:0:0:0.0.0.0]:0", "*:0"):
         with listening_socket(spelling, 5) as listening:
             assert listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
-
-
-def test_a_socket_file_that_is_there_already(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "socket").touch()
-    done = run(f"unix:{tmp_path}/socket", "true")
-    assert (done.returncode, "remove it if nobody listens there" in done.stderr) == (1, True)
-
-
-def test_the_file_of_a_socket_that_is_dead_makes_way(tmp_path: pathlib.Path) -> None:
-    """And no other: not one that somebody listens on, however full its queue is, or has yet to."""
-    path = tmp_path / "socket"
-    for _ in range(2):
-        assert run(f"unix:{path}", "true").returncode == 0
-    path.unlink()
-    path.symlink_to(tmp_path / "other")
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(tmp_path / "other"))
-    assert run(f"unix:{path}", "true").returncode == 1
-    assert path.is_symlink()
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as live:
-        live.bind(str(path))
-        live.listen(0)
-        # The first of our own looks takes the only place in its queue.
-        for _ in range(3):
-            done = run(f"unix:{path}", "true")
-            assert (done.returncode, "remove it if nobody listens" in done.stderr) == (1, True)
-            assert path.is_socket()
 
 
 def test_an_ipv6_address_takes_no_ipv4_clients() -> None:
@@ -258,14 +180,6 @@ def test_with_standard_descriptors_closed(tmp_path: pathlib.Path) -> None:
     assert [name[0] for name in names] == ["127.0.0.1", "::1"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_user() -> None:
-    done = run("--user", "nobody", "127.0.0.1:0", "id", "-u")
-    assert done.stdout == "65534\n"
-    done = run("--user", "12345", "127.0.0.1:0", "sh", "-c", "id -u; id -g; id -G")
-    assert done.stdout == "12345\n" * 3
-
-
 SHUT = """
 import os, sys
 sys.modules.pop("warnings", None)  # as in Python 3.13, where nothing has needed it before
@@ -289,3 +203,8 @@ def test_that_user_needs_no_file_of_pythons() -> None:
     assert (done.stdout, done.stderr) == ("65534\n", "")
     done = run("--user", "nobody", "127.0.0.1:0", "/no/such/command", before=SHUT)
     assert (done.returncode, "no such command" in done.stderr) == (127, True)
+
+
+@pytest.mark.parametrize("case", cases("sniproxy-listen"))
+def test_transcript(case: str, play: Callable[[str], None]) -> None:
+    play(case)

@@ -7,14 +7,15 @@ import pathlib
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from sniproxy.tools.look import as_json, as_table, main
-from tests.status_stub import HOSTILE, Stub, connection, document, host, ok, paged, stub
+from tests.status_stub import Stub, connection, document, host, ok, paged, stub
 from tests.terminal import ROOT, status, terminal
+from tests.transcript import cases
 
 PAGES = [
     [connection(f"192.0.2.{page}:{n}", "a.example") for n in range(3 + page)] for page in range(3)
@@ -44,42 +45,6 @@ def run(*arguments: str, script: str = '"$@"') -> subprocess.CompletedProcess[st
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
     )
-
-
-@pytest.mark.usefixtures("server")
-def test_hosts(path: pathlib.Path) -> None:
-    done = run("--socket", str(path))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
-        "sniproxy 0.1.0 (plain) on [::]:443, running for 1h 40m\n"
-        "10 open, 100 accepted, 0 adopted; 1.0 KiB up, 2.0 KiB down\n"
-        "on average 5.6 ms to a hello, - to its backend; 0 log lines dropped\n"
-        "7 refused: no_server_name 4, no_such_host 3\n"
-        "workers (0 restarts): 0 has 10 open, 25 of 524288 descriptors\n"
-        "\n"
-        "host          open  accepted   up     down  faults\n"
-        "busy.example     5         0  0 B  3.0 MiB       0\n"
-        "idle.example     0         0  0 B      0 B       0\n"
-    )
-
-
-@pytest.mark.usefixtures("server")
-def test_connections(path: pathlib.Path) -> None:
-    done = run("--socket", str(path), "--connections")
-    assert (done.returncode, done.stderr) == (0, "")
-    head, *lines = done.stdout.splitlines()[6:]
-    assert head == "client       host       state     worker    age  idle   up  down"
-    clients = [one["client"] for page in PAGES for one in page]
-    assert [line.split()[0] for line in lines] == clients
-    assert lines[0] == "192.0.2.0:0  a.example  relaying       0  12.3s  0.5s  1 B   2 B"
-
-
-@pytest.mark.usefixtures("server")
-def test_json(path: pathlib.Path) -> None:
-    done = run("--socket", str(path), "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == SAID
-    assert done.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize("pages", [PAGES, [[]], [[], PAGES[0], [], PAGES[1]]])
@@ -117,25 +82,6 @@ def test_pages_are_not_collected(form: Any) -> None:
     options = {} if form is as_json else {"before": None, "watched": False}
     told = "".join(form(given, first, **options))
     assert told.count("relaying") == 50
-
-
-def test_hostile_names(path: pathlib.Path) -> None:
-    clients = [connection(name, name, state=name) for name in HOSTILE]
-    with stub(path, paged([clients], hosts=[host(name) for name in HOSTILE])):
-        for form in ([], ["--connections"], ["--json"], ["--json", "--connections"]):
-            done = run("--socket", str(path), *form)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert done.stdout.isascii()
-            assert all(map(str.isprintable, done.stdout.splitlines()))
-            if "--json" in form:
-                names = [one["host"] for one in json.loads(done.stdout)["hosts"]]
-                assert names == list(HOSTILE)
-
-
-def test_a_document_keeps_what_is_not_known_here(path: pathlib.Path) -> None:
-    said = SAID | {"more": {"deep": [1.5, None, True, "\u202e\x7f"]}}
-    with stub(path, lambda _: ok(said)):
-        assert json.loads(run("--socket", str(path), "--json").stdout) == said
 
 
 def test_a_deep_document_is_written_or_refused(
@@ -215,45 +161,6 @@ def test_a_dumb_terminal_is_watched_without_control_sequences(path: pathlib.Path
         assert b"\x1b" not in shown.written
 
 
-def test_errors(path: pathlib.Path) -> None:
-    for form in ([], ["--json"], ["--watch", "0.1"]):
-        done = run("--socket", str(path), *form)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"sniproxy-status: '{path}': No such file or directory (")
-    assert "'/run/sniproxy/status'" in run("--help").stdout.replace("default: ", "'").replace(
-        ")", "'"
-    )
-
-
-def test_an_answer_that_breaks_off(path: pathlib.Path, server: Stub) -> None:
-    """What was written of a document is not a whole one, and the exit status says so."""
-    whole = server.answer
-    server.answer = lambda asked: b"" if "after=2" in asked else whole(asked)
-    for form in ([], ["--json"]):
-        done = run("--socket", str(path), "--connections", *form)
-        assert (done.returncode, "192.0.2.1:3" in done.stdout) == (1, True)
-        assert done.stderr.endswith("it closes the connection without an answer\n")
-    with pytest.raises(ValueError):
-        json.loads(done.stdout)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--watch", "0"], "argument --watch: '0' is no number from 0.1 to 86400"),
-        (["--watch", "nan"], "'nan' is no number"),
-        (["--watch", "\x1b"], r"'\x1b' is no number"),
-        (["--socket", "localhost:80"], "error: --socket 'localhost:80': expected a path, or"),
-        (["--socket", "1.2.3.4:x\x1b"], r"'1.2.3.4:x\x1b': expected"),
-        (["more"], "unrecognized arguments: more"),
-    ],
-)
-def test_usage_errors(arguments: list[str], words: str) -> None:
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert words in done.stderr
-
-
 def test_nobody_reads(path: pathlib.Path, server: Stub) -> None:
     pages = [[connection(f"192.0.2.{n}:1") for n in range(1000)] for _ in range(20)]
     server.answer = paged(pages, hosts=SAID["hosts"])
@@ -283,3 +190,8 @@ def test_the_proxy_does_not_load_it() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("case", cases("sniproxy-status"))
+def test_transcript(case: str, play: Callable[[str], None]) -> None:
+    play(case)

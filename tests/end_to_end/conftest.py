@@ -1,20 +1,16 @@
 """Fixtures of the end-to-end tests."""
 
 import pathlib
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.end_to_end.harness import Backend, Proxy, commands
-
-PROGRAM = "import sys; from sniproxy.commands import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="session")
@@ -97,19 +93,5 @@ def backend_of() -> Iterator[Callable[..., Backend]]:
 
 
 @pytest.fixture
-def listen(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Give sniproxy-listen as a file, two others beside it: scripts of the source, or links to the
-    executable."""
-    option: str | None = request.config.getoption("--sniproxy")
-    words = shlex.split(option or "")
-    if len(words) > 1:
-        pytest.skip("not applicable: --sniproxy is no single file that has another name")
-    folder = tmp_path / "ours"
-    folder.mkdir()
-    for name in ("sniproxy-listen", "sniproxy-check", "sniproxy-status"):
-        if words:
-            (folder / name).symlink_to(pathlib.Path(words[0]).resolve())
-        else:
-            (folder / name).write_text(f"#!{sys.executable} -P\n{PROGRAM}\n")
-            (folder / name).chmod(0o755)
-    return folder / "sniproxy-listen"
+def listen(tools: pathlib.Path) -> pathlib.Path:
+    return tools / "sniproxy-listen"
