@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sniproxy.parser import host_name
-from sniproxy.parser.host_name import MAX_LENGTH, canonical
+from sniproxy.parser.host_name import MAX_LENGTH, canonical, shown
 
 ALLOWED = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
@@ -70,6 +70,12 @@ def test_what_passes_is_one_harmless_entry(name: bytes) -> None:
         assert os.path.basename(host) == host
         assert len(os.fsencode(host)) <= 255
         assert canonical(host.encode()) == host
+
+
+def test_what_is_no_host_name_is_shown_byte_by_byte_and_cut() -> None:
+    assert shown(b"a\x00\xff") == "a\x00\xff"
+    assert shown(b"a" * MAX_LENGTH) == "a" * MAX_LENGTH
+    assert shown(b"a" * 9999) == "a" * MAX_LENGTH + "..."
 
 
 def test_the_names_that_are_remembered_are_bounded_in_bytes() -> None:
