@@ -139,3 +139,53 @@ assert sorted(told) == [signal.SIGHUP, signal.SIGINT, signal.SIGTERM]
 """
     done = run(late)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+STOPS = """
+class Owner:
+    handed_over = False
+    reasons = []
+
+    def stop(self, reason):
+        self.reasons.append(reason)
+        return len(self.reasons) == 1
+
+    def stop_now(self, reason):
+        told.append(reason)
+
+owner = Owner()
+def come(number):
+    signal.raise_signal(number)
+    poller.select(0)
+"""
+
+
+def test_a_second_stop_is_at_once() -> None:
+    stops = """
+handlers.handle_stops(owner, in_place=True)
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+    come(number)
+assert owner.reasons == ["SIGHUP", "SIGTERM"]
+assert told == ["SIGTERM", "SIGINT"]
+over.append(1)
+"""
+    done = run(STOPS + stops)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+def test_a_stop_of_who_has_handed_over_in_place_is_left_to_the_next_program() -> None:
+    left = """
+handlers.handle_stops(owner, in_place=True)
+owner.handed_over = True
+come(signal.SIGTERM)
+assert (owner.reasons, told) == ([], [])
+come(signal.SIGHUP)
+come(signal.SIGHUP)
+assert (owner.reasons, told) == (["SIGHUP", "SIGHUP"], ["SIGHUP"])
+handlers.end()
+assert signal.sigpending() == {signal.SIGTERM}
+handlers = SignalHandlers(poller)
+over.append(1)
+"""
+    done = run(STOPS + left)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
