@@ -17,7 +17,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test coverage lint bench clean
 .PHONY: executable test-executable reproducible train dist
 .PHONY: install uninstall deb image wheel test-deployment
 .PHONY: fuzz test-faults test-peers
@@ -30,6 +30,9 @@ run: $(VENV)/.demo ## Show the proxy at work with real TLS backends (ONCE=1: lea
 
 test: $(VENV)/.test ## Run all tests from source (PYTEST="-k name" for some)
 	$(BIN)/python -m pytest $(PYTEST)
+
+coverage: $(VENV)/.test ## Run each module's own tests; they must run most of it (as root: all of them)
+	$(BIN)/python -m pytest --covered tests/test_*.py $(PYTEST)
 
 executable: python ## Build dist/sniproxy, one static file (HASHED=1: -hashed; TARGET=aarch64: for that)
 	$(PYTHON) launcher/build.py $(if $(filter-out 0,$(HASHED)),--hashed) \

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 
 from sniproxy.resolver.hosts import Hosts
-from tests import transcript
+from tests import covered, transcript
 from tests.plane import Plane
 
 NOT_APPLICABLE = "not applicable: "
@@ -40,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--update-tables", action="store_true", help="write what tests make: tables, transcripts"
     )
     parser.addoption(
+        "--covered",
+        action="store_true",
+        help="fail each file of tests that runs too little of the module that it is for",
+    )
+    parser.addoption(
         "--nothing-missing",
         action="store_true",
         help="fail each test that is skipped, unless its reason begins with: not applicable",
@@ -61,6 +66,22 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{report.longrepr[2]}: nothing may be missing, says --nothing-missing"
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured(
+    request: pytest.FixtureRequest,
+) -> Iterator[None]:
+    """Have the tests of a module run enough of it, where somebody asks for that."""
+    asked = request.config.getoption("--covered")
+    tested = [
+        one for one in covered.modules() if asked and covered.file_of_tests(one) == request.path
+    ]
+    if tested:
+        with covered.measured(tested):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture

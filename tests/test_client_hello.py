@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sniproxy.parser import client_hello
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
+from tests.covered import untraced
 from tests.hello import extension, hello, message, records, server_name
 
 Outcome = str | tuple[int, int] | None
@@ -384,11 +385,9 @@ def cost(wire: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
 
     monkeypatch.setattr(client_hello, "bytearray", Counted, raising=False)
     Counted.touched = 0
-    sys.settrace(trace)  # type: ignore[arg-type]
-    try:
+    with untraced():
+        sys.settrace(trace)  # type: ignore[arg-type]
         assert parse(*(wire[at : at + 1] for at in range(len(wire)))) == "a.example"
-    finally:
-        sys.settrace(None)
     return lines, Counted.touched
 
 

@@ -183,7 +183,7 @@ def test_the_proxy_does_not_load_it() -> None:
         "print([one for one in ('json', 'termios', 'sniproxy.tools.look') if one in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-S", "-c", program],  # and what a .pth file has Python load is not ours
         check=True,
         capture_output=True,
         text=True,

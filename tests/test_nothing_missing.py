@@ -1,4 +1,5 @@
-"""Where nothing may be missing, a skipped test fails, unless it is not applicable."""
+"""Where nothing may be missing, a skipped test fails, unless it is not applicable; and no module is
+without tests."""
 
 import os
 import pathlib
@@ -6,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from tests.covered import ELSEWHERE, LESS, PACKAGE, file_of_tests, modules
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -54,3 +57,10 @@ def test_skips(tmp_path: pathlib.Path, option: list[str], outcome: str) -> None:
     )
     assert f" {outcome} in " in done.stdout, done.stdout + done.stderr
     assert done.returncode == (1 if option else 0)
+
+
+def test_each_module_has_its_tests() -> None:
+    """Of which ``make coverage`` asks that they run most of it."""
+    assert [one for one in modules() if not file_of_tests(one).exists()] == []
+    for name in (*ELSEWHERE, *LESS):
+        assert (PACKAGE / name).exists(), name

@@ -40,6 +40,9 @@ TOOLS = {
 
 UMASK = 0o022
 
+MEASURED = {"COVERAGE_PROCESS_START"}
+"""Variables by which ``--covered`` has the tools write down which lines they run."""
+
 _COMMAND = re.compile(r"^\$ (.*(?:\n> .*)*\n)", re.MULTILINE)
 _OF_A_SHELL = re.compile(r"[|&;<>$~*\n`]")
 """What only a shell understands."""
@@ -136,6 +139,7 @@ def _fork(words: list[str], hosts: pathlib.Path, environment: dict[str, str]) ->
 def _said(command: str, hosts: pathlib.Path, tools: pathlib.Path, forked: bool) -> str:
     """Run a command; give what it has written, and its status."""
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", "COLUMNS": "80"}
+    environment |= {name: os.environ[name] for name in MEASURED if name in os.environ}
     if forked and command.startswith("sniproxy-") and not _OF_A_SHELL.search(command):
         output, result = _fork(shlex.split(command), hosts, environment)
     else:
