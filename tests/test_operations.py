@@ -393,7 +393,7 @@ def test_each_name_of_envoy_is_made_a_host(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_example_of_the_log_says_what_the_proxy_understands() -> None:
-    commands = block("how-to/logs.md", "The log", 0)
+    commands = block("how-to/logs.md", "Read the log", 0)
     (shipped,) = re.findall(r"^cp /usr/share/doc/sniproxy/examples/(\S+) ", commands, re.MULTILINE)
     drop_in = (ROOT / "chroot" / shipped).read_text()
     words = re.findall(r"^Environment=(\w+)=(\S+)$", drop_in, re.MULTILINE)
