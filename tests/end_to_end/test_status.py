@@ -270,6 +270,23 @@ def test_connections_are_paged(world: World) -> None:
             end.close()
 
 
+def test_visitors_at_once_see_all_there_is(world: World) -> None:
+    """Each, however many others have just asked anew."""
+    pairs = [world.relayed() for _ in range(12)]
+    said: list[Any] = []
+
+    def ask() -> None:
+        said.extend(world.document("?connections=100") for _ in range(5))
+
+    for thread in [in_thread(ask) for _ in range(8)]:
+        thread.join()
+    assert [len(one["open_connections"]) for one in said] == [12] * 40
+    assert all(worker["answered"] for one in said for worker in one["workers"])
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
 def test_no_count_goes_back_when_a_worker_dies(world: World, workers: str) -> None:
     if workers == "1":
         pytest.skip("not applicable: there is no other process")
