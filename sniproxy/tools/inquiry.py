@@ -120,6 +120,8 @@ class Inquiry:
                 "ascii", "backslashreplace"
             )
             raise self._error(f"it answers {escaped(words)[:_LONGEST_WORDS]}")
+        if body.startswith(b"{") and not body.rstrip().endswith(b"}"):  # its proxy starts anew
+            raise self._error("its answer ends too soon")
         return body
 
     def _connect(self, asking: socket.socket, until: float) -> None:
