@@ -124,6 +124,8 @@ def test_equal_files_give_equal_bytes(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     first, second = (made(folder, "x86_64") for folder in (tmp_path, tmp_path / "again"))
     assert first.read_bytes() == second.read_bytes()
+    # Not only by being made in the same second.
+    assert archive.gzipped(b"")[:8] == b"\x1f\x8b\x08\0\0\0\0\0"
 
 
 @pytest.mark.parametrize(
