@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 
+import hypothesis
 import pytest
 
 from sniproxy.resolver.hosts import Hosts
@@ -19,10 +20,14 @@ NOT_APPLICABLE = "not applicable: "
 PROGRAM = "import sys; from sniproxy.commands import main; sys.exit(main())"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let the programs that tests start be interrupted: a job in the background ignores that, and
     they would inherit it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("--covered"):
+        # Lines that are traced take longer than an example may.
+        hypothesis.settings.register_profile("covered", deadline=None)
+        hypothesis.settings.load_profile("covered")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
