@@ -46,11 +46,9 @@ PART = (
     # Splices and pipes, whose sizes are counted in pages.
     "tests/test_relay.py",
     "tests/end_to_end/test_relay.py",
-    # What workers share, and a hand-over.
+    # What workers share. (No hand-over: it has seconds, and a start takes as long here.)
     "tests/end_to_end/test_workers.py::test_a_killed_worker_takes_only_its_own",
     "tests/end_to_end/test_workers.py::test_totals_are_summed",
-    "tests/end_to_end/test_renewal.py::test_no_connection_notices",
-    "tests/end_to_end/test_renewal.py::test_unsent_bytes",
 )
 """What may depend on the size of pages."""
 
