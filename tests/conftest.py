@@ -21,9 +21,11 @@ PROGRAM = "import sys; from sniproxy.commands import main; sys.exit(main())"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the programs that tests start be interrupted: a job in the background ignores that, and
-    they would inherit it."""
+    """Let the programs that tests start be interrupted and hung up: a job in the background ignores
+    that, or one of nohup(1), and they would inherit it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     if config.getoption("--covered"):
         # Lines that are traced take longer than an example may.
         hypothesis.settings.register_profile("covered", deadline=None)
