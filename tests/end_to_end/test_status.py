@@ -87,7 +87,10 @@ class World:
             assert client.recv(7)
 
 
-@pytest.fixture(params=["0", "1"], ids=["", "isolated"])
+isolated_or_not = pytest.mark.parametrize("world", ["0", "1"], ids=["", "isolated"], indirect=True)
+
+
+@pytest.fixture
 def world(
     request: pytest.FixtureRequest,
     command: list[str],
@@ -107,13 +110,14 @@ def world(
         made.listen(100)
         sockets.append((name, made))
     words = passed(command, sockets)
-    variables = {"SNIPROXY_WORKERS": workers, "SNIPROXY_ISOLATE": request.param}
+    variables = {"SNIPROXY_WORKERS": workers, "SNIPROXY_ISOLATE": getattr(request, "param", "0")}
     with Running(tmp_path, *words, **variables) as running:
         for _, made in sockets:
             made.close()
         yield World(running, tmp_path, backend, host)
 
 
+@isolated_or_not
 def test_counts_agree_with_what_clients_did(world: World) -> None:
     pairs = [world.relayed() for _ in range(4)]
     for pair in pairs:
@@ -157,6 +161,7 @@ def test_counts_agree_with_what_clients_did(world: World) -> None:
     assert world.metric("sniproxy_sent_bytes_total") == down + 7
 
 
+@isolated_or_not
 def test_a_backend_that_is_not_there_is_a_fault_of_its_host(world: World) -> None:
     world.backend.listening.close()
     world.refused(HOST)
@@ -164,6 +169,7 @@ def test_a_backend_that_is_not_there_is_a_fault_of_its_host(world: World) -> Non
     assert (host["host"], host["connections"], host["backend_faults"]) == (world.host, 0, 1)
 
 
+@isolated_or_not
 def test_each_host_is_the_directory_that_serves(
     world: World, hashed: bool, backend_of: Callable[..., Backend]
 ) -> None:
@@ -186,6 +192,7 @@ def test_each_host_is_the_directory_that_serves(
     assert said["connections"]["refused"] == {}
 
 
+@isolated_or_not
 def test_who_is_slow_is_seen_in_the_histograms(world: World) -> None:
     """A hello in pieces, and a backend that is waited for."""
     (world.folder / "hosts" / world.host / "wait-for-backend").touch()
@@ -209,8 +216,8 @@ def test_who_is_slow_is_seen_in_the_histograms(world: World) -> None:
         assert said[kind]["count"] == 3
         assert buckets[0.001] <= most  # one has taken longer than that
         assert said[kind]["sum"] > 0.001
-    slow.close()
-    waits.close()
+    for one in (slow, waits, *world.backend.accepted):
+        one.close()
 
 
 def has_been(state: str, world: World) -> bool:
@@ -381,6 +388,7 @@ def test_a_worker_that_hangs_holds_up_nobody(world: World, workers: str) -> None
     wait_until(lambda: all(one["answered"] for one in world.document()["workers"]))
 
 
+@isolated_or_not
 def test_a_renewal_is_a_reset_that_is_seen(world: World) -> None:
     pair = world.relayed()
     world.talk(pair, 1000, 2000)
@@ -397,27 +405,27 @@ def test_a_renewal_is_a_reset_that_is_seen(world: World) -> None:
         end.close()
 
 
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
-        (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", 405),
-        (b"DELETE / HTTP/1.0\r\n\r\n", 405),
-        (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
-        (b"GET /metrics\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-        (b"\x16\x03\x01\x02\x00\n\n", 400),
-        (b"GET /" + bytes([0xFF]) * 20 + b" HTTP/1.0\r\n\r\n", 404),
-        (b"GET /status.json?connections=1001 HTTP/1.0\r\n\r\n", 400),
-        (b"GET /status.json?connections=-1 HTTP/1.0\r\n\r\n", 400),
-        (b"GET /status.json?connections=1&after=<b> HTTP/1.0\r\n\r\n", 400),
-        (b"GET /metrics HTTP/1.0\r\n" + b"a: " + bytes(range(32, 127)) * 200, 431),
-    ],
+NO_QUESTIONS = (
+    (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", 405),
+    (b"DELETE / HTTP/1.0\r\n\r\n", 405),
+    (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
+    (b"GET /metrics\r\n\r\n", 400),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    (b"\x16\x03\x01\x02\x00\n\n", 400),
+    (b"GET /" + bytes([0xFF]) * 20 + b" HTTP/1.0\r\n\r\n", 404),
+    (b"GET /status.json?connections=1001 HTTP/1.0\r\n\r\n", 400),
+    (b"GET /status.json?connections=-1 HTTP/1.0\r\n\r\n", 400),
+    (b"GET /status.json?connections=1&after=<b> HTTP/1.0\r\n\r\n", 400),
+    (b"GET /metrics HTTP/1.0\r\n" + b"a: " + bytes(range(32, 127)) * 200, 431),
 )
-def test_what_is_no_question_is_told(world: World, request_: bytes, status: int) -> None:
-    said = world.answer(request_)
-    assert said.startswith(b"HTTP/1.1 %d " % status), said
-    assert b"expected" in said
+
+
+def test_what_is_no_question_is_told(world: World) -> None:
+    for request, status in NO_QUESTIONS:
+        said = world.answer(request)
+        assert said.startswith(b"HTTP/1.1 %d " % status), said
+        assert b"expected" in said
     assert world.document()["connections"]["accepted"] == 0
 
 
