@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 
-import hypothesis
 import pytest
 
 from sniproxy.resolver.hosts import Hosts
@@ -27,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     if config.getoption("--covered"):
+        import hypothesis  # an emulated machine has none
+
         # Lines that are traced take longer than an example may.
         hypothesis.settings.register_profile("covered", deadline=None)
         hypothesis.settings.load_profile("covered")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.dataplane.asking import PATIENCE_IN_TROUBLE, UNDER_WAY, Asking
+from sniproxy.dataplane.asking import LOOK, LOST, PATIENCE_IN_TROUBLE, UNDER_WAY, Asking
 from sniproxy.resolver.answer import Answer, Outcome, Question, answer
 from tests.desk import Counter
 from tests.plane import Plane
@@ -19,6 +19,7 @@ class Asker:
         self.backends: list[socket.SocketType] = []
         self.end = ""
         self.patient = True
+        self.again = 0
 
     def answered(self, said: Answer, backend: socket.SocketType | None) -> None:
         self.said.append(said)
@@ -27,6 +28,9 @@ class Asker:
 
     def may_wait(self) -> bool:
         return self.patient
+
+    def once_more(self) -> None:
+        self.again += 1
 
     def unanswered(self, reason: str) -> None:
         self.end = reason
@@ -178,3 +182,18 @@ def test_trouble_is_told_after_a_second(world: World) -> None:
     world.plane.clock.advance(0.1)
     assert asker.end == "no_resolver"
     assert f'event=no_resolver error="{os.strerror(11)}"' in world.plane.log
+
+
+def test_a_question_that_may_be_lost_is_asked_once_more(world: World) -> None:
+    """But not where nobody can look up now, and not before its time."""
+    early, late = Asker(), Asker()
+    world.asking.ask(early, "a.example", 0)
+    world.plane.clock.advance(LOOK)
+    world.asking.ask(late, "b.example", 0)
+    for look in range(LOST):
+        assert (early.again, late.again) == (0, 0), look
+        world.plane.clock.advance(LOOK)
+    assert (early.again, late.again) == (1, 0)
+    world.trouble = "hosts_directory_hangs"
+    world.plane.clock.advance(LOOK)
+    assert (early.again, late.again) == (1, 0)

@@ -7,7 +7,7 @@ import pytest
 
 from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
-from sniproxy.dataplane.asking import Asking
+from sniproxy.dataplane.asking import LOOK, LOST, Asking
 from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.isolated import IsolatedAnnouncedArrival, IsolatedArrival, arrival_kind
 from sniproxy.resolver.answer import Answer, Outcome, answer
@@ -201,3 +201,22 @@ def test_time_is_up(world: World) -> None:
     world.plane.clock.advance(PATIENCE + 0.2)
     assert world.plane.read(client, 7) == alert(80)
     assert "end=refused:no_answer" in world.plane.log
+
+
+def test_a_question_that_is_lost_is_asked_once_more(world: World) -> None:
+    backend = world.plane.backend("a.example")
+    world.client(HELLO)
+    assert len(world.take()) == 1
+    for _ in range(LOST + 1):
+        world.plane.clock.advance(LOOK)
+    assert world.resolve() == 1
+    assert backend.accept().recv(999) == HELLO
+
+
+def test_it_is_not_asked_without_end(world: World) -> None:
+    client = world.client(HELLO)
+    for _ in range(4 * LOST):
+        world.plane.clock.advance(LOOK)
+    assert len(world.take()) == 2
+    world.plane.clock.advance(PATIENCE)
+    assert world.plane.read(client, 7) == alert(80)

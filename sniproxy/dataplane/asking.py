@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import struct
+from collections import deque
 from collections.abc import Callable
 from socket import (
     AF_UNIX,
@@ -36,6 +37,10 @@ LOOK = 0.1
 
 PATIENCE_IN_TROUBLE = 10
 """Looks in a row at which nobody can look up, after which that is what clients are told."""
+
+LOST = 10
+"""Looks after which a question that has no answer is asked once more: who dies right when it takes
+one, on a busy machine, takes it along, and nobody knows."""
 
 MOST_OWNERS = 1024
 """Entries of which it is remembered whose they are."""
@@ -68,6 +73,9 @@ class Asker(Watcher, Protocol):
     def may_wait(self) -> bool:
         """Say whether there is time left."""
 
+    def once_more(self) -> None:
+        """Ask again, unless that was done: the question may have been lost."""
+
     def unanswered(self, reason: str) -> None:
         """End: there is no answer in time."""
 
@@ -87,6 +95,8 @@ class Asking:
         """Descriptors that are held so that there is one for what an answer brings."""
         self._oldest = 0
         self._troubled = 0
+        self._looks: deque[int] = deque([0], maxlen=LOST)
+        """At each of the last looks, the number behind those of all that had been asked."""
         self.owners: dict[str, int] = {}
         """Whose entries are whose, of some that have been asked for."""
         self._sweep = Sweep(later, LOOK, self._look)
@@ -180,6 +190,11 @@ class Asking:
         trouble = self._desk.trouble()
         self._troubled = self._troubled + 1 if trouble else 0
         given_up = self._troubled >= PATIENCE_IN_TROUBLE
+        lost = 0 if trouble else self._looks[0]
+        self._looks.append(next(self._numbers))
+        for number, asker in [*self._under_way.items()]:
+            if number < lost:
+                self._poller.guard(asker, asker.once_more)
         waiting = [*self._under_way.items()]
         waiting += [(number, asker) for number, (asker, _) in self._unsent.items()]
         for number, asker in waiting:

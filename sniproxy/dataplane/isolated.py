@@ -178,6 +178,13 @@ class IsolatedArrival(Arrival):
     def may_wait(self) -> bool:
         return super()._may_wait()
 
+    def once_more(self) -> None:
+        asking, number = self._connections.asking, self._question
+        if asking is not None and number is not None and not self._repeats:
+            self._repeats += 1
+            asking.forget(number)
+            self._ask()
+
     def unanswered(self, reason: str) -> None:
         place, self._question = self._place, None
         self.refuse(Refusal(Alert.INTERNAL_ERROR, reason))

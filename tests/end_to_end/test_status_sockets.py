@@ -123,3 +123,5 @@ def test_it_is_kept_and_not_for_clients(
             wait_until(lambda: not listening(status))
             stream.sendall(b"still here")
             assert read_exactly(client, 10) == b"still here"
+    # Another signal would find it on its way out.
+    assert running.process.wait(20) == 0
