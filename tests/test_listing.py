@@ -80,6 +80,7 @@ def test_a_look_leaves_each_turn_to_others(plane: Plane, monkeypatch: pytest.Mon
     one, done = Look(plane.connections, 99), []
     one.begin(lambda: done.append(plane.poller.turn))
     before = plane.poller.turn
+    assert one._go_on() == look.PAUSE
     for _ in range(50):
         one._go_on()
     assert one._at == 1
