@@ -19,7 +19,6 @@ from sniproxy.dataplane.counts import (
 )
 from sniproxy.dataplane.listing import Seen
 from sniproxy.status.overview import (
-    HOSTS_A_PIECE,
     Answered,
     Ask,
     Histogram,
@@ -28,6 +27,7 @@ from sniproxy.status.overview import (
     Proxy,
     Step,
     Steps,
+    in_pieces,
     overview,
 )
 
@@ -58,9 +58,7 @@ def document(proxy: Proxy, now: float, most: int, after: tuple[int, int]) -> Ste
     seen = yield from overview(proxy)
     yield f'{{"version":{VERSION},"time":{now},{_of_the_proxy(seen)},"hosts":['.encode()
     comma = ""
-    hosts = sorted(seen.hosts)
-    for begin in range(0, len(hosts), HOSTS_A_PIECE):
-        some = hosts[begin : begin + HOSTS_A_PIECE]
+    for some in in_pieces(sorted(seen.hosts)):
         yield (comma + ",".join(_host(host, seen.hosts[host]) for host in some)).encode()
         comma = ","
     yield b"]"

@@ -23,7 +23,7 @@ from sniproxy.dataplane.counts import (
     OPEN,
     UP,
 )
-from sniproxy.status.overview import HOSTS_A_PIECE, Histogram, Overview, Proxy, Steps, overview
+from sniproxy.status.overview import Histogram, Overview, Proxy, Steps, in_pieces, overview
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,8 +51,7 @@ def metrics(proxy: Proxy, *, classic: bool) -> Steps:
     for name, kind, unit, field, words in _OF_A_HOST:
         family = write.named(f"sniproxy_host_{name}", kind, unit, words)
         yield _text(family.head)
-        for begin in range(0, len(hosts), HOSTS_A_PIECE):
-            some = hosts[begin : begin + HOSTS_A_PIECE]
+        for some in in_pieces(hosts):
             yield _text(family.sample({"host": host}, seen.hosts[host][field]) for host in some)
     if not classic:
         yield b"# EOF\n"

@@ -1,6 +1,6 @@
 """An overview: the counts of all processes added up, for every form in which they are shown."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import accumulate
 from operator import add
 from typing import NamedTuple, Protocol
@@ -129,6 +129,12 @@ class Overview:
         self.sums = [sum(column) for column in zip(*self.hosts.values(), strict=True)] or self.sums
         self.hello = histogram([part.hello for part in parts])
         self.backend = histogram([part.backend for part in parts])
+
+
+def in_pieces(hosts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Give the hosts, as many at a time as are written in one piece."""
+    for begin in range(0, len(hosts), HOSTS_A_PIECE):
+        yield hosts[begin : begin + HOSTS_A_PIECE]
 
 
 def overview(proxy: Proxy) -> Generator[Step, Answered | None, Overview]:
