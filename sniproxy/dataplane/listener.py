@@ -5,7 +5,6 @@ others may accept from it at any time; only where we have it alone, it is closed
 the end. Accepting never ends the process: what can't be accepted now is accepted later.
 """
 
-import contextlib
 import errno
 import os
 import select
@@ -23,7 +22,7 @@ from sniproxy.dataplane.tally import MOMENT, Tally
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.proxy_header import SocketAddress
-from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, SO_PASSRIGHTS
+from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, refuse_descriptors
 
 LARGEST_BATCH = 64
 """Connections accepted in a row before the others have their turn."""
@@ -133,9 +132,7 @@ class Listener:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
-            # Inherited, too: no client can pass us descriptors, where the kernel can refuse them.
-            with contextlib.suppress(OSError):
-                listening.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+            refuse_descriptors(listening)
         self._watch()
 
     def _watch(self) -> None:

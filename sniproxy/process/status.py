@@ -18,7 +18,7 @@ from sniproxy.dataplane.sweep import Countdown, Sweep
 from sniproxy.dataplane.timers import NO_MEMORY
 from sniproxy.process.inherited import Listening
 from sniproxy.process.source import Source
-from sniproxy.resolver.hosts import SO_PASSRIGHTS
+from sniproxy.resolver.hosts import refuse_descriptors
 from sniproxy.status.answers import answer
 from sniproxy.status.http import Refused, parse, refusal
 from sniproxy.status.overview import Answered, Ask, Refresh, Step
@@ -130,10 +130,8 @@ class _Door:
         self._socket = listening
         self._lost = False
         """Whether somebody may have been accepted whom nobody knows."""
-        # Inherited by who is accepted: nobody passes us what sleeps when it is closed, where the
-        # kernel can refuse that.
-        with contextlib.suppress(OSError):
-            listening.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        # Nobody passes us what sleeps when it is closed.
+        refuse_descriptors(listening)
         self._watch()
 
     def _watch(self) -> None:
@@ -261,10 +259,10 @@ class _Visitor:
                 method = request.method
                 self._answer(answer(self._status.source, request))
         except Refused as refused:
-            self._answer(refusal(refused, method))
+            self.refuse(refused, method)
 
-    def refuse(self, refused: Refused) -> None:
-        self._answer(refusal(refused))
+    def refuse(self, refused: Refused, method: str = "") -> None:
+        self._answer(refusal(refused, method))
 
     def _answer(self, steps: Generator[Step, Answered | None, None]) -> None:
         self._steps = steps

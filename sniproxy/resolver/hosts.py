@@ -66,16 +66,23 @@ class NoHostsDirectory(OSError):  # noqa: N818 - what the user is told
         )
 
 
-def can_refuse_descriptors() -> bool:
-    """Say whether this kernel has ``SO_PASSRIGHTS``."""
-    probe = SocketType(AF_UNIX)
+def refuse_descriptors(stream: SocketType) -> bool:
+    """Have nobody pass descriptors to a Unix socket, nor to what is accepted from it; say whether
+    this kernel can refuse them (``SO_PASSRIGHTS``)."""
     try:
-        probe.setsockopt(SOL_SOCKET, SO_PASSRIGHTS, 0)
+        stream.setsockopt(SOL_SOCKET, SO_PASSRIGHTS, 0)
     except OSError:
         return False
+    return True
+
+
+def can_refuse_descriptors() -> bool:
+    """Say whether this kernel can."""
+    probe = SocketType(AF_UNIX)
+    try:
+        return refuse_descriptors(probe)
     finally:
         probe.close()
-    return True
 
 
 class Hosts:
