@@ -192,9 +192,6 @@ class Asking:
         given_up = self._troubled >= PATIENCE_IN_TROUBLE
         lost = 0 if trouble else self._looks[0]
         self._looks.append(next(self._numbers))
-        for number, asker in [*self._under_way.items()]:
-            if number < lost:
-                self._poller.guard(asker, asker.once_more)
         waiting = [*self._under_way.items()]
         waiting += [(number, asker) for number, (asker, _) in self._unsent.items()]
         for number, asker in waiting:
@@ -203,4 +200,6 @@ class Asking:
                 reason, _, error = (trouble or "no_answer").partition(" ")
                 self._log.warning(reason, **({"error": error} if error else {}))
                 self._poller.guard(asker, functools.partial(asker.unanswered, reason))
+            elif number < lost and number in self._under_way:
+                self._poller.guard(asker, asker.once_more)
         return bool(self._under_way or self._unsent)
