@@ -13,7 +13,7 @@ from pathlib import Path
 import build
 import licences
 from chain import archive, bill, components
-from chain.failure import BuildFailure
+from chain.failure import told
 from chain.target import Target, here
 
 
@@ -34,25 +34,20 @@ def flavour_archive(
     return made
 
 
+def make(target: Target) -> list[Path]:
+    """Make them all. Raises ``BuildFailure``."""
+    places = build.Places(build.ROOT, build.ROOT / "build", target=target)
+    build.make(build.output(target, hashed=False), hashed=False, target=target)
+    found = licences.all_components(places)
+    return [
+        file for hashed in (False, True) for file in flavour_archive(found, target, hashed=hashed)
+    ]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Make them all; give the exit status."""
     target = Target(arguments[0]) if arguments else here()
-    places = build.Places(build.ROOT, build.ROOT / "build", target=target)
-    plain = build.output(target, hashed=False)
-    try:
-        build.make(plain, hashed=False, target=target)
-        found = licences.all_components(places)
-        made = [
-            file
-            for hashed in (False, True)
-            for file in flavour_archive(found, target, hashed=hashed)
-        ]
-    except BuildFailure as failure:
-        print(f"archives.py: {failure}", file=sys.stderr)
-        return 1
-    for file in made:
-        print(f"{file.stat().st_size:>12,} {file}")
-    return 0
+    return told("archives.py", lambda: make(target))
 
 
 if __name__ == "__main__":

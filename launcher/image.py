@@ -16,7 +16,7 @@ from pathlib import Path
 import build
 import licences
 from chain import image
-from chain.failure import BuildFailure
+from chain.failure import BuildFailure, told
 from chain.target import Target, here
 
 
@@ -65,17 +65,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(wanted.files) > 1 and not wanted.join:
         parser.error("one executable at a time")
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH", build.EPOCH))
-    try:
+
+    def made() -> list[Path]:
         if wanted.join:
-            file = join(wanted.files, epoch)
-        else:
-            (executable,) = wanted.files or [build.output(here(), hashed=False)]
-            file = make(executable.absolute(), epoch)
-    except BuildFailure as failure:
-        print(f"image.py: {failure}", file=sys.stderr)
-        return 1
-    print(f"{file.stat().st_size:>12,} {file}")
-    return 0
+            return [join(wanted.files, epoch)]
+        (executable,) = wanted.files or [build.output(here(), hashed=False)]
+        return [make(executable.absolute(), epoch)]
+
+    return told("image.py", made)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import build
 from chain import archive, commands, executable
-from chain.failure import BuildFailure
+from chain.failure import told
 from chain.stages import Stages, digest
 
 FILES = ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "setup.py")
@@ -78,14 +78,7 @@ def make(work: Path, output: Path) -> list[Path]:
 def main() -> int:
     """Make both; give the exit status."""
     os.umask(0o022)
-    try:
-        files = make(build.ROOT / "build" / "wheel", build.ROOT / "dist")
-    except BuildFailure as failure:
-        print(f"wheel.py: {failure}", file=sys.stderr)
-        return 1
-    for file in files:
-        print(f"{file.stat().st_size:>12,} {file}")
-    return 0
+    return told("wheel.py", lambda: make(build.ROOT / "build" / "wheel", build.ROOT / "dist"))
 
 
 if __name__ == "__main__":
