@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tests.console import console
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 RELEASE = "trixie"
@@ -169,19 +171,7 @@ def boot(name: str, machine: Machine, kernel: pathlib.Path, archive: pathlib.Pat
         *("-kernel", str(kernel), "-initrd", str(archive)),
         *("-append", f"console={machine.console} quiet panic=-1 rdinit=/init"),
     ]
-    try:
-        return subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-        ).stdout
-    except subprocess.TimeoutExpired as error:
-        return f"{(error.stdout or b'').decode(errors='replace')}\nnot finished after {TIMEOUT} s\n"
+    return console(command, TIMEOUT)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 
 import trustme
 
+from tests.console import console
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 INSIDE = pathlib.Path(__file__).parent / "inside"
 
@@ -221,11 +223,11 @@ def boot(
     for name in ("inetd", "prometheus"):
         (units / f"{name}.service").symlink_to("/dev/null")
 
-    console = machine.run(root, TIMEOUT * patience)
+    said = machine.run(root, TIMEOUT * patience)
     if (inside / "figures").exists():
         print(f"{release}:\n{(inside / 'figures').read_text()}")
     output = inside / "output"
-    text = console + (output.read_text() if output.exists() else "")
+    text = said + (output.read_text() if output.exists() else "")
     outcomes: dict[str, str] = {}
     for report in sorted(inside.glob("report-*.xml")):
         outcomes |= _outcomes(report)
@@ -273,7 +275,7 @@ def _run_container(root: pathlib.Path, seconds: int) -> str:
     # The container takes over the control group that it is started in.
     entered = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', f"{cgroup}/cgroup.procs", *command]
     try:
-        return "".join(_console(entered, seconds) for _ in BOOTS)
+        return "".join(console(entered, seconds) for _ in BOOTS)
     finally:
         _remove(cgroup)
 
@@ -291,29 +293,12 @@ def _run_emulator(root: pathlib.Path, seconds: int) -> str:
         *("-drive", f"file={disk},format=raw,if=none,id=root,cache=unsafe"),
         *("-device", "nvme,drive=root,serial=root"),
     ]
-    console = "".join(_console(command, seconds) for _ in BOOTS)
+    said = "".join(console(command, seconds) for _ in BOOTS)
     # What the tests have written is put where a container would have left it.
     shutil.rmtree(root / "opt" / "inside")
     dump = ["debugfs", "-R", f'rdump /opt/inside "{root}/opt"', disk]
     subprocess.run(dump, check=True, capture_output=True)
-    return console
-
-
-def _console(command: list[str], seconds: int) -> str:
-    """Run a machine until it is off; give what came on its console."""
-    try:
-        return subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-        ).stdout
-    except subprocess.TimeoutExpired as error:
-        return f"not finished after {seconds} s: {error.stdout!r}\n"
+    return said
 
 
 def _remove(cgroup: pathlib.Path) -> None:
