@@ -101,12 +101,28 @@ def test_each_who_waits_for_a_look_is_told_though_memory_fails_for_one(plane: Pl
             raise MemoryError
 
     one.begin(count)
-    one.begin(count)
+    one.begin(lambda: count())
     for _ in range(4):  # timers of the poller call again what has failed so
         with contextlib.suppress(MemoryError):
             one._go_on()
         plane.turn()
     assert done == 3
+
+
+def test_who_asks_again_before_a_look_has_begun_is_told_once(plane: Plane) -> None:
+    """As signals that come one after the other, each of which would be one timer more."""
+    one, done = Look(plane.connections, 99), [0]
+
+    def count() -> None:
+        done[0] += 1
+
+    for _ in range(5):
+        one.begin(count)
+    for _ in range(9):
+        one._go_on()
+        plane.turn()
+    assert done == [1]
+    looked(plane, one)
 
 
 def test_lines_that_another_process_has_lost_stay_counted(plane: Plane) -> None:

@@ -189,3 +189,22 @@ over.append(1)
 """
     done = run(STOPS + left)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_more_signals_than_it_takes() -> None:
+    """Whoever sends them faster than they are taken: what came is acted on all the same."""
+    endless = """
+import os, subprocess
+# As the kernel has Python write them.
+flood = f"import os\\nwhile True: os.write({handlers._write}, bytes([{signal.SIGUSR1:d}]) * 4096)"
+os.set_blocking(handlers._write, True)
+sender = subprocess.Popen([sys.executable, "-c", flood], pass_fds=[handlers._write])
+handlers.handle(signal.SIGUSR1, lambda: told.append(1))
+while len(told) < 100:
+    poller.select()
+sender.kill()
+sender.wait()
+over.append(1)
+"""
+    done = run(endless)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "100\n", "")

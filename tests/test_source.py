@@ -24,7 +24,7 @@ class Looking(Shown):
 
 def test_totals_are_told_whatever_the_level_once_all_have_looked(tmp_path: pathlib.Path) -> None:
     with (tmp_path / "log").open("wb", buffering=0) as file:
-        tell_totals(Looking(), Log(FileSink(file.fileno()), Level.ERROR))
+        tell_totals(Looking(), Log(FileSink(file.fileno()), Level.ERROR))()
     assert (
         " event=totals open=0 accepted=35 refused=6 bytes_up=300 " in (tmp_path / "log").read_text()
     )

@@ -45,9 +45,10 @@ class Look:
         self._turn = -1
 
     def begin(self, then: Then) -> None:
-        """Look, from the first descriptor on, and call ``then`` behind the last."""
-        self._connections.later(0, self._go_on)
-        self._next.append(then)
+        """Look, from the first descriptor on, and call ``then`` behind the last, once."""
+        if then not in self._next:
+            self._connections.later(0, self._go_on)
+            self._next.append(then)
 
     def _go_on(self) -> float | None:
         if not self._waiting:

@@ -53,9 +53,10 @@ class Inquiries:
         ]
 
     def refresh(self, then: Callable[[], object]) -> None:
-        self._next.append(then)
-        if not self._refreshed:
-            self._later(0, self._begin)
+        if then not in self._next:
+            if not self._refreshed:
+                self._later(0, self._begin)
+            self._next.append(then)
 
     def _begin(self) -> None:
         if self._refreshed or not self._next:

@@ -246,7 +246,7 @@ class _Service:
         alone = Alone(server, self._about, self._parts, self._stopping)
         status = self._serve_status(alone, server.poller)
         handlers.handle_stops(alone, in_place=not self._renewal.store.managed)
-        handlers.handle(signal.SIGUSR1, functools.partial(tell_totals, alone, log))
+        handlers.handle(signal.SIGUSR1, tell_totals(alone, log))
         renew = functools.partial(self._renewal.ask, server.poller, alone, log)
         handlers.handle(signal.SIGUSR2, renew)
         # Also those that whoever started us had blocked.

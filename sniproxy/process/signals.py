@@ -18,7 +18,11 @@ SIGNALS = frozenset({*STOPS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD})
 """All that any of our processes acts on."""
 
 _NOTHING = 0
-"""No signal has this number."""
+_AWAKE = 255
+"""No signal has these numbers: the second only wakes the loop."""
+_AT_ONCE = 255
+"""Signals taken from the pipe at a time: who sends them faster than they are taken stops nothing.
+(Python makes no new object for a number up to 256.)"""
 
 
 class SignalHandlers:
@@ -29,9 +33,9 @@ class SignalHandlers:
         self._acts: dict[int, Callable[[], object]] = {}
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # All that is needed to note a signal: nothing is made for it when it comes.
-        self._came = [False] * signal.NSIG
-        self._number = bytearray(1)
-        self._buffers = [self._number]
+        self._came = [False] * (_AWAKE + 1)
+        self._numbers = bytearray(_AT_ONCE + 1)
+        self._buffers = [memoryview(self._numbers)[:_AT_ONCE]]
         self._reading = False
         self._left = _NOTHING
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -62,7 +66,8 @@ class SignalHandlers:
         """Close it for the end, with signals blocked: they wait for the program that is run next in
         this process, if one is, and so do stops that nobody has acted on."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._take()
+        while self._take():
+            pass
         for number in STOPS:
             if self._came[number] or self._left == number:
                 os.kill(os.getpid(), number)
@@ -79,9 +84,10 @@ class SignalHandlers:
         """Called by Python: make room in the pipe for those that come before the loop's turn."""
         if not self._reading:
             try:
-                self._take()
+                while self._take() == _AT_ONCE:
+                    pass
             finally:
-                os.write(self._write, b"\0")  # the loop is still to be woken
+                os.write(self._write, b"\xff")  # the loop is still to be woken
 
     def _act(self) -> None:
         self._take()
@@ -95,16 +101,18 @@ class SignalHandlers:
                     self._came[number] = True
                     raise
 
-    def _take(self) -> None:
-        """Note all signals that are in the pipe."""
+    def _take(self) -> int:
+        """Note the signals that are in the pipe, or the first of them; give their number."""
         self._reading = True
         try:
-            while os.readv(self._read, self._buffers):
-                self._came[self._number[0]] = True
+            return os.readv(self._read, self._buffers)
         except BlockingIOError:
-            pass
+            return 0
         finally:
-            # One that was read when a handler failed has not been noted yet.
-            self._came[self._number[0]] = True
-            self._number[0] = _NOTHING
+            # Also those that were read when a handler failed.
+            place = 0
+            while self._numbers[place]:
+                self._came[self._numbers[place]] = True
+                self._numbers[place] = _NOTHING
+                place += 1
             self._reading = False

@@ -132,7 +132,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._handlers = SignalHandlers(self._poller)
         self._handlers.handle_stops(self, in_place=not renewal.store.managed)
-        self._handlers.handle(signal.SIGUSR1, functools.partial(tell_totals, self.inquiries, log))
+        self._handlers.handle(signal.SIGUSR1, tell_totals(self.inquiries, log))
         self._handlers.handle(signal.SIGUSR2, self._renew)
         self._handlers.handle(signal.SIGCHLD, self._reap)
 
