@@ -37,7 +37,7 @@ from bench.measure import Bench, Figures, WorkError, build
 from bench.works import CONNECTION, WORKS, Work
 
 SPECIAL = (
-    *("memory", "idle", "system calls", "PROXY header"),
+    *("memory", "idle", "system calls", "PROXY header", "isolated look-ups"),
     *("sharing", "accept with held", "neighbour", "spread"),
 )
 """The works that are no load of a fixed size."""
@@ -95,6 +95,10 @@ class Run:
         for offer in offers if self.wants("PROXY header") else []:
             if offer.ours and not offer.several:
                 self.note("PROXY header", offer, bench.header, offer, 5 if self.quick else 1)
+        for offer in offers if self.wants("isolated look-ups") else []:
+            if offer.ours:
+                less = 5 if self.quick else 1
+                self.note("isolated look-ups", offer, bench.isolated, offer, less)
         for offer in offers if self.wants("sharing") else []:
             if offer.name in {OURS_ALL, NGINX_TWO}:
                 self.note("sharing", offer, bench.sharing, offer, 5 if self.quick else 1)

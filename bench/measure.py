@@ -48,7 +48,7 @@ BURSTS = 25
 the scheduler, each time anew."""
 
 PAIRS = 9
-"""Times that a connection is measured with a PROXY header and without."""
+"""Times that a connection is measured with a PROXY header, or isolated look-ups, and without."""
 
 FIRST = Work("first connection", "r", 1, 1, 100, 1)
 WARM_UP = 500
@@ -270,18 +270,25 @@ class Bench:
         machine."""
         address = "192.0.2.1", 40000
         header = version_2(address, ("198.51.100.2", 443), "")
+        return self._more(offer, less, "SNIPROXY_ACCEPT_PROXY", header)
+
+    def isolated(self, offer: Offer, less: int) -> Figures:
+        """The same of isolated look-ups, in processes of their own."""
+        return self._more(offer, less, "SNIPROXY_ISOLATE")
+
+    def _more(self, offer: Offer, less: int, setting: str, header: bytes = b"") -> Figures:
         work = dataclasses.replace(CONNECTION, count=CONNECTION.count // less)
         work = dataclasses.replace(work, units=work.count)
-        announced = dataclasses.replace(work, header=header)
+        behind = dataclasses.replace(work, header=header)
         first = dataclasses.replace(FIRST, header=header)
         differences = []
         with (
-            self.running(offer) as one,
-            self.running(offer, (("SNIPROXY_ACCEPT_PROXY", "1"),), first=first) as other,
+            self.running(offer, ((setting, "0"),)) as one,
+            self.running(offer, ((setting, "1"),), first=first) as other,
         ):
             for _ in range(PAIRS):
-                without, behind = self.work(one, work), self.work(other, announced)
-                differences.append(behind["cpu"] - without["cpu"])
+                without = self.work(one, work)["cpu"]
+                differences.append(self.work(other, behind)["cpu"] - without)
         return {"more": statistics.median(differences)}
 
     def sharing(self, offer: Offer, less: int) -> Figures:

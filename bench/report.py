@@ -82,6 +82,7 @@ TABLES = (
             Column("p99 µs", "connection", "p99", 0),
             Column("system calls, one at a time", "system calls", "alone", 2),
             Column("64 at a time", "system calls", "together", 2),
+            Column("isolated look-ups, CPU µs more", "isolated look-ups", "more"),
             Column("CPU µs of load and backend", "connection", "load"),
         ),
     ),
@@ -258,6 +259,15 @@ TARGETS = (
         for figure, title in SHARING.items()
     ),
     Target("a PROXY header more, CPU", "PROXY header", "more", 6, unit=" µs"),
+    Target("isolated look-ups, CPU more", "isolated look-ups", "more", 30, unit=" µs"),
+    Target(
+        "all workers: isolated look-ups, CPU more",
+        "isolated look-ups",
+        "more",
+        30,
+        who=OURS_ALL,
+        unit=" µs",
+    ),
     Target("bytes an idle connection", "memory", "idle", 600, unit=" B"),
     Target("connection with 20 000 held, of one with none", "accept with held", "ratio", 1.05),
     Target("memory at rest", "memory", "rest", 16, divisor=1e6, unit=" MB"),
