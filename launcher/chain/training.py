@@ -2,8 +2,8 @@
 
 The proxy runs from source on an interpreter that counts, and relays what it meets in life: many
 short connections one after the other, hellos in pieces, refusals, longer transfers both ways, many
-small exchanges on one open connection and on many. Then the parser alone, and the start of each
-command. All of it is bounded.
+small exchanges on one open connection and on many. Then short connections whose look-ups are
+isolated, and those look-ups; the parser alone, and the start of each command. All of it is bounded.
 """
 
 import contextlib
@@ -22,6 +22,9 @@ from .failure import BuildFailure
 
 SHORT = 6000
 """Connections of a hello, a small reply, an end: what a proxy does most."""
+
+ISOLATED = 2000
+"""Such connections whose look-ups are isolated."""
 
 PIECES = 300
 REFUSED = 300
@@ -61,6 +64,32 @@ for _ in range(500):
     for byte in hello:
         if parser.feed(bytes((byte,))):
             break
+"""
+
+
+RESOLVE = """
+import os, socket, sys
+from sniproxy.process.board import Board
+from sniproxy.process.resolving import GO, Resolver
+from sniproxy.resolver.answer import ask
+from sniproxy.resolver.hosts import Hosts
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+(asking, questions), (answered, answers), (warden, life) = pairs
+board = Board()
+resolver = Resolver(Hosts(), board, board.place(0), questions, [answers], life)
+questions.setblocking(False)
+hosts = [*[sys.argv[1]] * 16, *sys.argv[2:], "nobody.example"]
+for _ in range(100):
+    for number, host in enumerate(hosts):
+        asking.send(ask(number, 0, 0, host))
+    warden.send(GO)
+    try:
+        resolver.run()
+    except BlockingIOError:
+        pass  # there are no more
+    for _ in hosts:
+        for descriptor in socket.recv_fds(answered, 512, 1)[1]:
+            os.close(descriptor)
 """
 
 
@@ -107,8 +136,13 @@ def train(python: list[str], packages: Path) -> None:
         hosts = Path(folder)
         _lay_out(hosts)
         proxy = [*command, "-m", "sniproxy"]
-        with _backends(hosts), _proxy(proxy, environment, hosts) as address:
-            _load(address)
+        with _backends(hosts):
+            with _proxy(proxy, environment, hosts) as address:
+                _load(address)
+            with _proxy(proxy, environment | {"SNIPROXY_ISOLATE": "1"}, hosts) as address:
+                _short(address, ISOLATED)
+            # Processes that look up leave no profile: they end at once.
+            _run([*command, "-c", RESOLVE, *HOSTS], environment, hosts)
     hello = client_hello("plain.example").hex()
     _run([*command, "-c", PARSE, hello], environment)
     for _ in range(STARTS):
@@ -138,10 +172,11 @@ def _lay_out(hosts: Path) -> None:
             (hosts / host / file).touch()
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
+def _run(command: list[str], environment: dict[str, str], folder: Path | None = None) -> None:
     done = subprocess.run(
         command,
         env=environment,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -223,14 +258,17 @@ def _skip_proxy_header(
         read(int.from_bytes(header[14:16], "big"))
 
 
-def _load(address: tuple[str, int]) -> None:
-    hosts = list(HOSTS)
-    hellos = [client_hello(host) for host in hosts]
-    plain = hellos[0]
-    for number in range(SHORT):
+def _short(address: tuple[str, int], count: int) -> None:
+    plain, *others = (client_hello(host) for host in HOSTS)
+    for number in range(count):
         # One in eight asks for a header.
-        hello = _anew(plain if number % 8 else hellos[1 + number // 8 % 2])
+        hello = _anew(plain if number % 8 else others[number // 8 % 2])
         _exchange(address, [hello + struct.pack("!II", 0, 1000)], 1000)
+
+
+def _load(address: tuple[str, int]) -> None:
+    _short(address, SHORT)
+    plain = client_hello(next(iter(HOSTS)))
     for number in range(PIECES):
         cut = 1 + number % (len(plain) - 1)
         _exchange(address, [plain[:cut], plain[cut:], struct.pack("!II", 0, 100)], 100)
