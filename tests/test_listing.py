@@ -1,6 +1,7 @@
 """What is open, as it is looked at and listed."""
 
 import contextlib
+import functools
 import os
 import socket
 
@@ -101,7 +102,7 @@ def test_each_who_waits_for_a_look_is_told_though_memory_fails_for_one(plane: Pl
             raise MemoryError
 
     one.begin(count)
-    one.begin(lambda: count())
+    one.begin(functools.partial(count))
     for _ in range(4):  # timers of the poller call again what has failed so
         with contextlib.suppress(MemoryError):
             one._go_on()
