@@ -2,9 +2,19 @@
 
 import socket
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sniproxy.dataplane.asking import Desk
-from sniproxy.resolver.answer import Question, asked
+from sniproxy.resolver.answer import asked
+
+
+class Question(NamedTuple):
+    """What ``ask`` was given."""
+
+    number: int
+    worker: int
+    validates: int
+    host: str
 
 
 class Counter:
@@ -26,6 +36,6 @@ class Counter:
         taken = []
         while True:
             try:
-                taken.append(asked(self.questions.recv(512)))
+                taken.append(Question(*asked(self.questions.recv(512))))
             except BlockingIOError:
                 return taken

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.dataplane.asking import LOOK, LOST, PATIENCE_IN_TROUBLE, UNDER_WAY, Asking
-from sniproxy.resolver.answer import Answer, Outcome, Question, answer
-from tests.desk import Counter
+from sniproxy.resolver.answer import Answer, Outcome, answer
+from tests.desk import Counter, Question
 from tests.plane import Plane
 
 
@@ -25,6 +25,9 @@ class Asker:
         self.said.append(said)
         if backend is not None:
             self.backends.append(backend)
+
+    def served(self, backend: socket.SocketType | None, version: int, owner: int) -> None:
+        self.answered(USUAL._replace(version=version, owner=owner), backend)
 
     def may_wait(self) -> bool:
         return self.patient
@@ -59,16 +62,18 @@ def world(plane: Plane) -> Iterator[World]:
 
 
 FOUND = Answer(Outcome.REACHED, "a.example")
+USUAL = Answer(Outcome.REACHED, "")
 
 
-def test_an_answer_with_its_socket(world: World) -> None:
+@pytest.mark.parametrize("said", [FOUND, USUAL, USUAL._replace(version=2, owner=2**32 - 1)])
+def test_an_answer_with_its_socket(world: World, said: Answer) -> None:
     asker = Asker()
     number = world.asking.ask(asker, "a.example", 1)
     assert world.take() == [Question(number, 3, 1, "a.example")]
     one, other = socket.socketpair()
     with one, other:
-        world.reply(number, FOUND, one)
-        assert asker.said == [FOUND]
+        world.reply(number, said, one)
+        assert asker.said == [said]
         (backend,) = asker.backends
         assert backend.gettimeout() == 0
         backend.send(b"hello")

@@ -37,9 +37,9 @@ def test_an_owner_is_known_from_when_it_is_entered() -> None:
 def test_who_is_given_up_is_told() -> None:
     place = Board().place(0)
     place.give_up()
-    assert place.given_up
+    assert place.done()
     place.clear()
-    assert not place.given_up
+    assert not place.done()
 
 
 def test_bars_end() -> None:

@@ -69,7 +69,7 @@ def world(hosts: Hosts) -> Iterator[World]:
 def test_one_that_hangs_is_given_up(world: World) -> None:
     child = world.at_work()
     world.hang(child, STRANGER)
-    assert world.board.place(0).given_up
+    assert world.board.place(0).done()
     bar = world.board.barred(STRANGER)
     assert bar is not None
     assert bar.until == FOREVER
@@ -83,7 +83,7 @@ def test_one_that_is_at_work_is_left_alone(world: World) -> None:
     child = world.at_work()
     world.board.place(0).begin(0, 77)
     world.warden._look()
-    assert not world.board.place(0).given_up
+    assert not world.board.place(0).done()
     world.end(child)
 
 

@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
-from sniproxy.resolver.answer import LONGEST, Answer, answered, ask
+from sniproxy.resolver.answer import HEAD, LONGEST, Answer, answered, ask
 
 UNDER_WAY = 32
 """Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
@@ -70,6 +70,9 @@ class Asker(Watcher, Protocol):
         """Go on with the answer, and with the socket of a backend that it has found: None where
         there was no descriptor for it."""
 
+    def served(self, backend: SocketType | None, version: int, owner: int) -> None:
+        """Go on with the usual answer, likewise."""
+
     def may_wait(self) -> bool:
         """Say whether there is time left."""
 
@@ -85,6 +88,9 @@ class Asking:
 
     def __init__(self, desk: Desk, poller: Poller, log: Log, later: Callable[..., object]) -> None:
         self._desk = desk
+        # What each question needs, without the way to it.
+        self._worker = desk.worker
+        self._send, self._take = desk.questions.send, desk.answers.recvmsg
         self._poller = poller
         self._log = log
         # A worker that was started anew gets answers to the questions of the one before.
@@ -111,7 +117,7 @@ class Asking:
         number = next(self._numbers)
         if reserve is not None:
             self._reserves[number] = reserve
-        message = ask(number, self._desk.worker, validates, host)
+        message = ask(number, self._worker, validates, host)
         if self._unsent or not self._sent(number, asker, message):
             self._unsent[number] = asker, message
         return number
@@ -137,7 +143,7 @@ class Asking:
         if len(self._under_way) >= UNDER_WAY:
             return False
         try:
-            self._desk.questions.send(message, MSG_DONTWAIT)
+            self._send(message, MSG_DONTWAIT)
         except OSError:  # full of others' questions; or this is the end
             return False
         self._under_way[number] = asker
@@ -157,15 +163,15 @@ class Asking:
             try:
                 if self._reserves:
                     message = self._desk.answers.recv(LONGEST, MSG_DONTWAIT | MSG_PEEK)
-                    self._give_way(answered(message)[0])
-                message, rights, _, _ = self._desk.answers.recvmsg(LONGEST, _RIGHTS, _FLAGS)
+                    self._give_way(HEAD.unpack_from(message)[0])
+                message, rights, _, _ = self._take(LONGEST, _RIGHTS, _FLAGS)
             except BlockingIOError:
                 return
-            number, said = answered(message)
+            number, outcome, version, _, _, owner = HEAD.unpack_from(message)
             asker = self._under_way.pop(number, None)
             backend = None
-            for _, _, descriptor in rights:
-                (fd,) = _DESCRIPTOR.unpack(descriptor)
+            if rights:
+                (fd,) = _DESCRIPTOR.unpack(rights[0][2])
                 if asker is None:
                     os.close(fd)
                 else:
@@ -173,7 +179,11 @@ class Asking:
             if self._unsent:
                 self._send_more()
             if asker is not None:
-                self._poller.guard(asker, functools.partial(asker.answered, said, backend))
+                if len(message) > HEAD.size or outcome:
+                    act = functools.partial(asker.answered, answered(message)[1], backend)
+                else:
+                    act = functools.partial(asker.served, backend, version, owner)
+                self._poller.guard(asker, act)
             if not self._under_way:
                 return
 

@@ -78,7 +78,8 @@ class IsolatedArrival(Arrival):
             self._repeated = self._seen
         if not self._watched:  # all was read: what comes from now on is an event
             self._told = False
-            self._watch()
+            self._connections.poller.watch(self._socket.fileno(), self)
+            self._watched = True
         received = self._keep(received)
         connections = self._connections
         line = self._line
@@ -108,7 +109,7 @@ class IsolatedArrival(Arrival):
     def _ask(self) -> None:
         asking = self._connections.asking
         if asking is not None:  # else it would be of another kind
-            validates = UNSURE if self._unsure else int(self._validates)
+            validates = UNSURE if self._unsure else self._validates
             reserve = self._reserve
             if reserve is not None:
                 self._reserve = None
@@ -141,10 +142,26 @@ class IsolatedArrival(Arrival):
 
     # What ``Asking`` calls.
 
+    def served(self, backend: SocketType | None, version: int, owner: int) -> None:
+        host, connections = self.host, self._connections
+        if (
+            backend is None
+            or self._repeated
+            or connections.barred
+            or self._place is not None
+            or self._spare is not None
+        ):
+            self.answered(Answer(_REACHED, host, version, owner=owner), backend)
+            return
+        self._question = None
+        self._backend, self._owner = backend, owner
+        self._line = self.entry = host
+        self._forward(backend, directory_name(host), version, self._received or b"")
+
     def answered(self, said: Answer, backend: SocketType | None) -> None:
         self._question = None
         self._backend = backend
-        if said.outcome == _REACHED:  # nearly always
+        if said.outcome == _REACHED:
             self._note(said)
             self._reached(said, backend)
         elif said.outcome == Outcome.AGAIN and not self._repeats:
@@ -164,11 +181,8 @@ class IsolatedArrival(Arrival):
     def _note(self, said: Answer) -> None:
         """Note which entry it is, and whose. Of one that hangs nobody knows which."""
         line, self._owner = said.line, said.owner
-        if line != self.entry:  # nearly always it serves itself, by its first socket
-            self._line = line or self._expected_line()
-            self.entry = self._line.partition("/")[0]
-        else:
-            self._line = line
+        self._line = line or self._expected_line()
+        self.entry = self._line.partition("/")[0]
         asking = self._connections.asking
         if asking is not None and (
             self._repeated or self._connections.barred or said.outcome != _REACHED

@@ -110,8 +110,11 @@ class Place:
         """Say whose entry is gone into next."""
         self._numbers[3] = owner + 1
 
-    def done(self) -> None:
+    def done(self) -> bool:
+        """Say that it is answered; give whether nobody waits for its answers any more: then it is
+        to leave."""
         self._numbers[0] = 0
+        return self._numbers[4] != 0
 
     @property
     def since(self) -> int:
@@ -128,12 +131,8 @@ class Place:
         """Whose entry is looked into, None where that is not known yet."""
         return self._numbers[3] - 1 if self._numbers[3] else None
 
-    @property
-    def given_up(self) -> bool:
-        """Whether nobody waits for its answer any more: it is to leave."""
-        return bool(self._numbers[4])
-
     def give_up(self) -> None:
+        """Wait for its answers no more."""
         self._numbers[4] = 1
 
     def clear(self) -> None:

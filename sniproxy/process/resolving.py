@@ -59,6 +59,8 @@ class Resolver:
         self._trusted = trusted(hosts)
         self._owed: dict[int, tuple[int, int]] = {}
         """Nanoseconds too many that an owner has had, and at which time that was so."""
+        self._owner = 0
+        """Whose entry was gone into last for the question under way."""
         hosts.entering = self._enter
 
     def run(self) -> None:
@@ -68,19 +70,24 @@ class Resolver:
         place, epoch = self._place, self._epoch
         while message := self._questions.recv(LONGEST):
             number, worker, validates, host = asked(message)
+            self._owner = 0
             if self._board.epoch != epoch:
-                self._tell(worker, number, Answer(Outcome.AGAIN, host))
+                self._tell(worker, number, Answer(Outcome.AGAIN, host), None)
                 return
             begun = place.begin(worker, number)
-            self._answer(worker, number, host, validates)
-            place.done()
-            if place.given_up:
+            try:
+                said, backend = reach(self._hosts, host, validates)
+            except Exception as error:  # of this question, no more
+                said, backend = fault(host, error), None
+            self._tell(worker, number, said, backend)
+            if place.done():
                 return
             spent = time.monotonic_ns() - begun
             if spent > NORMAL:
                 self._account(spent - NORMAL)
 
     def _enter(self, owner: int) -> None:
+        self._owner = owner
         self._place.enter(owner)
         bar = self._board.barred(owner)
         if bar is not None:
@@ -88,23 +95,14 @@ class Resolver:
             passes = hanging and time.monotonic_ns() - bar.since < GRACE
             raise Barred(owner, OWNER_HANGS if hanging else OWNER_SLOW, passes=passes)
 
-    def _answer(self, worker: int, number: int, host: str, validates: int) -> None:
+    def _tell(self, worker: int, number: int, said: Answer, backend: SocketType | None) -> None:
+        message, answers = answer(number, said, self._owner), self._answers[worker]
         try:
-            said, backend = reach(self._hosts, host, validates)
-        except Exception as error:  # of this question, no more
-            said = fault(host, error)
-            backend = None
-        self._tell(worker, number, said, backend)
-
-    def _tell(
-        self, worker: int, number: int, said: Answer, backend: SocketType | None = None
-    ) -> None:
-        rights = []
-        if backend is not None:
-            rights = [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(backend.fileno()))]
-        try:
-            message = answer(number, said, self._place.owner or 0)
-            self._answers[worker].sendmsg([message], rights, MSG_DONTWAIT)
+            if backend is None:
+                answers.send(message, MSG_DONTWAIT)
+                return
+            rights = SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(backend.fileno())
+            answers.sendmsg((message,), (rights,), MSG_DONTWAIT)
         except OSError:
             pass  # who asked has not taken many before this one; it stops waiting by itself
         if backend is not None:

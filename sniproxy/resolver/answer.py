@@ -13,7 +13,10 @@ UNSURE = 2
 """In place of whether a hello validates its host: it is cut behind the name."""
 
 _QUESTION = struct.Struct("=QHB")
-_ANSWER = struct.Struct("=QBBBiI")
+HEAD = struct.Struct("=QBBBiI")
+"""What an answer begins with: the number of the question, outcome, version, alert, errno, owner.
+Nothing more is the usual answer: the host's own entry serves it, by its first socket."""
+
 LONGEST = 512
 """Bytes of a message: a name has 254, twice in no answer."""
 
@@ -31,19 +34,11 @@ class Outcome(enum.IntEnum):
     """Nobody has looked: the process that was to has ended."""
 
 
-class Question(NamedTuple):
-    """Asked by process ``worker``; ``validates`` is 0, 1 or ``UNSURE``; no ``host`` is empty."""
-
-    number: int
-    worker: int
-    validates: int
-    host: str
-
-
 class Answer(NamedTuple):
     """``line`` is where to wait for that backend: the entry that serves the host, and which of its
-    sockets. ``version`` is of the PROXY header that it wants; ``alert`` and ``reason`` are those of
-    a refusal, ``error`` is the errno behind it, ``owner`` the uid that it is about."""
+    sockets; empty in the usual answer (``HEAD``). ``version`` is of the PROXY header that it wants;
+    ``alert`` and ``reason`` are those of a refusal, ``error`` is the errno behind it, ``owner`` the
+    uid that it is about."""
 
     outcome: int
     line: str
@@ -55,25 +50,26 @@ class Answer(NamedTuple):
 
 
 def ask(number: int, worker: int, validates: int, host: str) -> bytes:
-    """Write a ``Question``."""
+    """Write a question of process ``worker``; ``validates`` is 0, 1 or ``UNSURE``; no ``host`` is
+    empty."""
     return _QUESTION.pack(number, worker, validates) + host.encode("ascii")
 
 
-def asked(message: bytes) -> Question:
-    """Read a question."""
+def asked(message: bytes) -> tuple[int, int, int, str]:
+    """Read a question: what ``ask`` was given."""
     number, worker, validates = _QUESTION.unpack_from(message)
-    return Question(number, worker, validates, message[_QUESTION.size :].decode("ascii"))
+    return number, worker, validates, message[_QUESTION.size :].decode("ascii")
 
 
 def answer(number: int, said: Answer, about: int = 0) -> bytes:
     """Write an answer to a question, ``about`` whom it is if it does not say so itself."""
     outcome, line, version, alert, reason, error, owner = said
-    head = _ANSWER.pack(number, outcome, version, alert, error, owner or about)
+    head = HEAD.pack(number, outcome, version, alert, error, owner or about)
     return head + (f"{line} {reason}" if reason else line).encode("ascii")
 
 
 def answered(message: bytes) -> tuple[int, Answer]:
     """Read an answer, and to which question it is."""
-    number, outcome, version, alert, error, owner = _ANSWER.unpack_from(message)
-    line, _, reason = message[_ANSWER.size :].decode("ascii").partition(" ")
+    number, outcome, version, alert, error, owner = HEAD.unpack_from(message)
+    line, _, reason = message[HEAD.size :].decode("ascii").partition(" ")
     return number, Answer(outcome, line, version, alert, reason, error, owner)

@@ -69,12 +69,21 @@ def reach(hosts: Hosts, host: str, validates: int) -> tuple[Answer, SocketType |
                     backend.close()
                 said = _refused(line, refused.alert or 0, refused.reason, passes=passes)
                 return said._replace(error=error.errno or 0), None
-            return Answer(Outcome.REACHED, line, hosts.proxy_version(directory)), backend
+            version = hosts.proxy_version(directory)
+            return _USUAL[version] if line is host else _reached(line, version), backend
     except Barred as barred:
         if backend is not None:
             backend.close()
         said = _refused(line, Alert.INTERNAL_ERROR, barred.reason, passes=barred.passes)
         return said._replace(owner=barred.owner), None
+
+
+def _reached(line: str, version: int) -> Answer:
+    return Answer(Outcome.REACHED, line, version)
+
+
+_USUAL = [_reached("", version) for version in range(3)]
+"""Those of the usual answer, by the PROXY header that is wanted."""
 
 
 def _refused(line: str, alert: int, reason: str, *, passes: bool = False) -> Answer:
