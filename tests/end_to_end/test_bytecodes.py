@@ -6,6 +6,7 @@ and counts the same. What functions in C do for a bytecode is not counted here, 
 it is the system calls of ``test_budget.py``.
 """
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -18,8 +19,12 @@ from types import FrameType
 import pytest
 
 import sniproxy
+from sniproxy.dataplane.asking import Asking
 from sniproxy.dataplane.listener import Listener
 from sniproxy.parser.proxy_header import version_2
+from sniproxy.process.board import Board
+from sniproxy.process.resolving import GO, Resolver
+from tests.desk import Counter as Desk
 from tests.end_to_end.harness import Backend
 from tests.end_to_end.test_budget import Budget
 from tests.hello import hello
@@ -45,6 +50,11 @@ MEMORY = Budget(
     810, "bytes: two ends and sockets, places in a set and in a list that grows in steps"
 )
 MEMORY_LOGGED = Budget(1150, "who it is, for a line at its end and one each hour")
+ISOLATED = Budget(
+    2200, "a connection, a question and its answer, and two turns more that take few events"
+)
+ISOLATED_AMONG_MANY = Budget(1870, "the same, with turns for several")
+RESOLVED = Budget(441, "a question, an owner, a connect, two files asked for, an answer")
 REPLY = Budget(1905, "a connection, and a read and a write for what the socket holds of 200 kB")
 
 
@@ -122,6 +132,32 @@ class World:
         assert not self.plane.connections.totals.open
 
 
+class IsolatedWorld(World):
+    """The same with a resolver, which answers after each turn; its bytecodes are ``resolved``."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        plane, self.desk, board = self.plane, Desk(0), Board()
+        connections = plane.connections
+        connections.asking = Asking(
+            self.desk.desk, plane.poller, connections.log, plane.clock.later
+        )
+        plane.poller.unwatch(plane._listening.fileno())
+        self.listener = Listener(plane._listening, connections, announced=False)
+        self.warden, life = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.desk.sockets += [self.warden, life]
+        questions, answers = self.desk.questions, [self.desk.answers]
+        self.resolver = Resolver(plane.hosts, board, board.place(0), questions, answers, life)
+        self.resolved = Counting()
+
+    def turns(self, count: int = 3) -> None:
+        for _ in range(count):
+            super().turns(1)
+            self.warden.send(GO)
+            with self.resolved, contextlib.suppress(BlockingIOError):  # there are no more
+                self.resolver.run()
+
+
 @pytest.fixture
 def world(
     request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
@@ -129,15 +165,19 @@ def world(
     if request.config.getoption("--sniproxy"):
         pytest.skip("not applicable: only an interpreter can be asked for its bytecodes")
     monkeypatch.chdir(tmp_path)
-    made = World(tmp_path, getattr(request, "param", b""))
+    header = getattr(request, "param", b"")
+    made = IsolatedWorld(tmp_path) if header is None else World(tmp_path, header)
     yield made
     made.plane.close()
+    if isinstance(made, IsolatedWorld):
+        for one in made.desk.sockets:
+            one.close()
 
 
-def used(world: World, units: int) -> float:
+def used(counting: Counting, units: int) -> float:
     """Give the bytecodes of each of so many units."""
-    print(*world.counting.counts.most_common(40), sep="\n")
-    return world.counting.counts.total() / units
+    print(*counting.counts.most_common(40), sep="\n")
+    return counting.counts.total() / units
 
 
 @pytest.mark.parametrize(
@@ -152,7 +192,24 @@ def test_bytecodes_of_a_connection(
     world.counting.counts.clear()
     for _ in range(5):
         world.connections(at_a_time, answer)
-    assert budget.allows(used(world, 5 * at_a_time))
+    assert budget.allows(used(world.counting, 5 * at_a_time))
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "budget"), [(1, ISOLATED), (MANY, ISOLATED_AMONG_MANY)], ids=["one", "many"]
+)
+@pytest.mark.parametrize("world", [None], indirect=True, ids=["isolated"])
+def test_bytecodes_of_a_connection_whose_look_up_is_isolated(
+    world: IsolatedWorld, at_a_time: int, budget: Budget
+) -> None:
+    world.connections(at_a_time)
+    world.counting.counts.clear()
+    world.resolved.counts.clear()
+    for _ in range(5):
+        world.connections(at_a_time)
+    assert budget.allows(used(world.counting, 5 * at_a_time))
+    if at_a_time > 1:  # of one it is mostly seeing that there are no more
+        assert RESOLVED.allows(used(world.resolved, 5 * at_a_time))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +220,7 @@ def test_bytecodes_of_an_announced_connection(world: World) -> None:
     world.counting.counts.clear()
     for _ in range(5):
         world.connections(1)
-    assert ANNOUNCED.allows(used(world, 5))
+    assert ANNOUNCED.allows(used(world.counting, 5))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +240,7 @@ def test_bytecodes_of_a_round_trip(world: World, at_a_time: int, budget: Budget)
                 one.sendall(ANSWER)
             world.turns(1)
             assert all(other.recv(9999) for other in receivers)
-    assert budget.allows(used(world, 5 * at_a_time))
+    assert budget.allows(used(world.counting, 5 * at_a_time))
     for one in clients:
         one.close()
 
