@@ -10,6 +10,9 @@ TARGET ?=
 SECONDS ?= 45
 FULL ?=
 SNIPROXY ?=
+# Tests mostly wait. Those of a file stay together, in one of so many processes (0: all in this one).
+PROCESSES ?= 3
+PARALLEL = -n $(PROCESSES) --dist loadfile
 FOREIGN = $(filter-out $(shell uname -m),$(TARGET))
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' sniproxy/__init__.py)
 FLAVOURS = $(CURDIR)/dist/sniproxy $(CURDIR)/dist/sniproxy-hashed
@@ -29,10 +32,10 @@ run: $(VENV)/.demo ## Show the proxy at work with real TLS backends (ONCE=1: lea
 	$(BIN)/python demo/demonstration.py $(if $(ONCE),--once)
 
 test: $(VENV)/.test ## Run all tests from source (PYTEST="-k name" for some)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 coverage: $(VENV)/.test ## Run each module's own tests; they must run most of it (as root: all of them)
-	$(BIN)/python -m pytest --covered tests/test_*.py $(PYTEST)
+	$(BIN)/python -m pytest $(PARALLEL) --covered tests/test_*.py $(PYTEST)
 
 executable: python ## Build dist/sniproxy, one static file (HASHED=1: -hashed; TARGET=aarch64: for that)
 	$(PYTHON) launcher/build.py $(if $(filter-out 0,$(HASHED)),--hashed) \

@@ -40,7 +40,11 @@ def test_does_not_apply():
 
 @pytest.mark.parametrize(
     ("option", "outcome"),
-    [([], "5 skipped"), (["--nothing-missing"], "1 failed, 1 skipped, 3 errors")],
+    [
+        ([], "5 skipped"),
+        (["--nothing-missing"], "1 failed, 1 skipped, 3 errors"),
+        (["--nothing-missing", "-n1"], "1 failed, 1 skipped, 3 errors"),
+    ],
 )
 def test_skips(tmp_path: pathlib.Path, option: list[str], outcome: str) -> None:
     (tmp_path / "test_skipped.py").write_text(SKIPPED)
@@ -57,6 +61,23 @@ def test_skips(tmp_path: pathlib.Path, option: list[str], outcome: str) -> None:
     )
     assert f" {outcome} in " in done.stdout, done.stdout + done.stderr
     assert done.returncode == (1 if option else 0)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_tests_that_run_too_little_of_their_module(processes: int) -> None:
+    """The file of tests fails as a whole, after those that passed, in whichever process it is."""
+    command = [sys.executable, "-m", "pytest", "--covered", f"-n{processes}", "--dist=loadfile"]
+    done = subprocess.run(
+        [*command, "tests/test_timers.py::test_each_is_called_once_it_is_due_in_the_order_of_that"],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert " 1 passed, 1 error in " in done.stdout, done.stdout + done.stderr
+    assert "its own tests run " in done.stdout
+    assert done.returncode == 1
 
 
 def test_each_module_has_its_tests() -> None:
