@@ -50,7 +50,8 @@ else
 	$(PYTHON) launcher/build.py
 	$(PYTHON) launcher/build.py --hashed
 	set -e; for file in $(FLAVOURS); do \
-	  $(BIN)/python -m pytest tests/end_to_end tests/executable --sniproxy="$$file" $(PYTEST); done
+	  $(BIN)/python -m pytest $(PARALLEL) tests/end_to_end tests/executable --sniproxy="$$file" \
+	    $(PYTEST); done
 endif
 
 reproducible: python ## Build the committed state twice, in two folders; the bytes must be the same

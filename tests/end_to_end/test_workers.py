@@ -126,6 +126,9 @@ def test_a_worker_that_cannot_be_made_is_made_later(start: Start, backend_of: Ma
     backend = backend_of(proxy.directory("a.example"))
     serves(proxy, backend)
     wait_until(lambda: len(children(proxy.process.pid)) == 2)
+    # Once it tells something, it has closed what is the last worker's.
+    proxy.process.send_signal(signal.SIGUSR1)
+    wait_for(proxy, "event=totals")
     _, hard = before = resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)
     # What the channel of the one that dies gives back is one of the two that it takes.
     limit = lowest_free_descriptor(proxy.process.pid)
