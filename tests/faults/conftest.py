@@ -9,6 +9,7 @@ from tests.end_to_end.conftest import backend_of, command, hashed, proxy, start,
 from tests.end_to_end.harness import Proxy
 from tests.faults.harness import (
     HOST,
+    PATIENCE,
     Backend,
     Holdings,
     ask,
@@ -51,19 +52,19 @@ def unharmed(
 ) -> Iterator[Callable[..., Proxy]]:
     """Start a proxy with a backend for HOST; after the test it must serve as before, and hold no
     descriptor, process or memory that it did not hold then."""
-    watched: list[tuple[Proxy, Holdings, int]] = []
+    watched: list[tuple[Proxy, Holdings, int, float]] = []
 
-    def begin(*, growth: int = 8 << 20, **options: object) -> Proxy:
+    def begin(*, growth: int = 8 << 20, patience: float = PATIENCE, **options: object) -> Proxy:
         proxy = start(**options)
         serve(proxy.directory(HOST))
         # Everything that is made once has been made when a few have been served.
         for _ in range(10):
             ask(proxy)
-        watched.append((proxy, at_rest(proxy), growth))
+        watched.append((proxy, at_rest(proxy), growth, patience))
         return proxy
 
     yield begin
-    for one, before, growth in watched:
+    for one, before, growth, patience in watched:
         assert one.process.poll() is None
         ask(one)
-        nothing_left(one, before, growth)
+        nothing_left(one, before, growth, patience)
