@@ -190,7 +190,8 @@ class Supervisor:
 
     def _fork(self, number: int) -> Channel | None:
         """Start worker ``number``; give its channel in it."""
-        if number in self._workers:  # half made
+        if number in self._workers:  # half made, and there may be a process of it
+            self._strays = True
             self._let_go(self._workers[number])
         try:
             ours, theirs = Channel.pair()

@@ -500,6 +500,7 @@ def test_each_allocation_of_a_supervisor(
                 passed = 0 if memory.recover() else passed + 1
                 scene.works()
                 eventually(lambda: scene.open() == 0, lambda: proxy.log)
+                eventually(lambda: len(children(pid)) == 2, lambda: f"{number}:\n{proxy.log}")  # noqa: B023
                 eventually(
                     lambda: len(os.listdir(f"/proc/{pid}/fd")) == held,
                     lambda: f"allocation {number}: {held}\n{proxy.log}",  # noqa: B023
