@@ -71,7 +71,7 @@ fuzz: $(VENV)/.fuzz ## Fuzz what takes bytes from outside (SECONDS=600: for long
 	$(BIN)/python -m tests.fuzz.fuzz --seconds $(SECONDS) $(FUZZ)
 
 test-faults: $(VENV)/.test ## Attack it (FULL=1: full size, half an hour; SNIPROXY=dist/sniproxy: that one)
-	$(BIN)/python -m pytest tests/faults $(if $(FULL),--full --timeout=900 -s,$(PARALLEL)) \
+	$(BIN)/python -m pytest tests/faults $(if $(FULL),--full --timeout=900 -s) \
 	  $(if $(SNIPROXY),--sniproxy=$(abspath $(SNIPROXY))) $(PYTEST)
 
 test-peers: $(VENV)/.test ## Try every client with every server through it (PYTEST=--update-tables: docs)

@@ -12,6 +12,7 @@ import pytest
 from sniproxy.dataplane import watchdog
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.watchdog import Step, Watchdog
+from sniproxy.resolver.hosts import Hosts
 
 
 class Sleeper:
@@ -38,6 +39,19 @@ class Sleeper:
 
     def close(self) -> None:
         os.close(self._read)
+
+
+class Held(Hosts):
+    """A hosts directory in which a look-up does something else."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.close()
+        self._act = act
+
+    def has(self, directory: str, name: str) -> bool:
+        self._act()
+        return True
 
 
 class Watched:
@@ -122,17 +136,19 @@ def test_who_has_no_cpu_is_not_asleep(watched: Watched, monkeypatch: pytest.Monk
 def test_what_no_signal_ends_is_told(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the host that is looked up. (Python goes on sleeping after a signal.)"""
     monkeypatch.setattr(watchdog, "HANGS", 0.1)
-
-    def look_up(directory: str) -> None:
-        time.sleep(8 * watchdog.LOOK)
-
-    monkeypatch.setattr(watchdog, "_LOOK_UP", look_up.__code__)
+    look_up = Held(functools.partial(time.sleep, 8 * watchdog.LOOK)).proxy_version
     watched.sleeper(functools.partial(look_up, "held.example"))
     watched.run()
-    assert [(step.host, step.where.rpartition(".")[2]) for step in watched.hung] == [
-        ("held.example", "look_up")
-    ]
+    assert [(step.host, step.where) for step in watched.hung] == [("held.example", "Held.has")]
     assert not watched.slept
+
+
+def test_nobody_is_ended_for_a_look_up_that_goes_on(watched: Watched) -> None:
+    """No signal ends one: it had no CPU for as long, or whoever held the directory has let go."""
+    watched.sleeper(functools.partial(Held(signal.pause).has, "a.example", "send-proxy-v2"))
+    watched.run()
+    assert not watched.slept
+    assert not watched.hung
 
 
 def test_it_looks_only_while_the_loop_is_at_work(

@@ -49,7 +49,6 @@ SIGNAL = signal.SIGURG
 """Without effect, also on a program that is run next in this process."""
 
 _LOOP = Poller.select.__code__
-_LOOK_UP = Hosts.connect.__code__
 
 
 class Step:
@@ -60,15 +59,18 @@ class Step:
         self.turn = turn
         self.cpu = cpu
         self.where = innermost.f_code.co_qualname
+        self.looks_up = False
+        """Whether it looks something up. No signal ends that: who goes on had no CPU for it."""
         self.host = ""
         """The directory that is looked up, if one is."""
         self.watcher: Watcher | None = None
         """Who is read from, or what else the loop does is done for."""
         frame: FrameType | None = innermost
         while frame is not None and frame.f_code is not _LOOP:
-            if frame.f_code is _LOOK_UP:
-                self.host = frame.f_locals["directory"]
             one = frame.f_locals.get("self")
+            if isinstance(one, Hosts):
+                self.looks_up = True
+                self.host = self.host or frame.f_locals.get("directory", "")
             if self.watcher is None and hasattr(one, "abandon"):
                 self.watcher = one
             frame = frame.f_back
@@ -168,7 +170,7 @@ class Watchdog:
                     hangs, tell_at = True, time.monotonic() + REMINDER
                     self._hangs(step)
                 continue
-            if asleep and not hangs and not step.host and step.watcher is not None:
+            if asleep and not hangs and not step.looks_up and step.watcher is not None:
                 self._found.append(step.watcher)
                 os.eventfd_write(self._event, 1)
             if now is None or now.turn != step.turn:

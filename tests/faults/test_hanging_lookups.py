@@ -210,14 +210,14 @@ def test_a_hosts_directory_that_others_cannot_read(isolated: Proxy, hold: Hold, 
 def test_killed(isolated: Proxy, relayed: Relayed) -> None:
     """Resolvers, one after the other and both, and then their warden: others take their place."""
     for victims in ([0], [1], [0, 1]):
+        wait_until(lambda: len(resolvers(isolated)) == READY)
         before = resolvers(isolated)
         for victim in victims:
             os.kill(before[victim], signal.SIGKILL)
         ask(isolated)
         wait_until(
             lambda before=before, victims=victims: (
-                len(resolvers(isolated)) == READY
-                and not {before[one] for one in victims} & set(resolvers(isolated))
+                not {before[one] for one in victims} & set(resolvers(isolated))
             )
         )
     before = [warden(isolated)]
