@@ -50,6 +50,7 @@ _RIGHTS = CMSG_LEN(_DESCRIPTOR.size)
 _FLAGS = MSG_DONTWAIT | MSG_CMSG_CLOEXEC
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
+_head = HEAD.unpack_from
 
 
 class Desk(NamedTuple):
@@ -159,16 +160,17 @@ class Asking:
     def _receive(self) -> None:
         """Take what has been answered. Where nothing is under way any more, nothing else can be
         there, and what comes late is an event of its own."""
+        under_way = self._under_way
         while True:
             try:
                 if self._reserves:
                     message = self._desk.answers.recv(LONGEST, MSG_DONTWAIT | MSG_PEEK)
-                    self._give_way(HEAD.unpack_from(message)[0])
+                    self._give_way(_head(message)[0])
                 message, rights, _, _ = self._take(LONGEST, _RIGHTS, _FLAGS)
             except BlockingIOError:
                 return
-            number, outcome, version, _, _, owner = HEAD.unpack_from(message)
-            asker = self._under_way.pop(number, None)
+            number, outcome, version, _, _, owner = _head(message)
+            asker = under_way.pop(number, None)
             backend = None
             if rights:
                 (fd,) = _DESCRIPTOR.unpack(rights[0][2])
@@ -184,7 +186,7 @@ class Asking:
                 else:
                     act = functools.partial(asker.served, backend, version, owner)
                 self._poller.guard(asker, act)
-            if not self._under_way:
+            if not under_way:
                 return
 
     def _look(self) -> bool:

@@ -85,6 +85,8 @@ class IsolatedArrival(Arrival):
         line = self._line
         if line:
             self.entry = line.partition("/")[0]
+        elif self.host and not self._validates:  # nearly always
+            line = self.entry = self.host
         else:
             line = self._expected_line()
         if self._place is None and line in connections.lines:  # not before those who wait
@@ -110,10 +112,11 @@ class IsolatedArrival(Arrival):
         asking = self._connections.asking
         if asking is not None:  # else it would be of another kind
             validates = UNSURE if self._unsure else self._validates
-            reserve = self._reserve
-            if reserve is not None:
-                self._reserve = None
-            self._question = asking.ask(self, self.host, validates, reserve)
+            if self._reserve is None:
+                self._question = asking.ask(self, self.host, validates)
+            else:
+                reserve, self._reserve = self._reserve, None
+                self._question = asking.ask(self, self.host, validates, reserve)
 
     def _get_reserve(self) -> bool:
         """Get a descriptor for the backend at another's cost; else it is over, or is to wait for

@@ -67,8 +67,8 @@ class Resolver:
         """Wait to be needed, and answer until the proxy, or the warden, has no more use for it."""
         if self._warden.recv(len(GO)) != GO:
             return
-        place, epoch = self._place, self._epoch
-        while message := self._questions.recv(LONGEST):
+        hosts, place, epoch, take = self._hosts, self._place, self._epoch, self._questions.recv
+        while message := take(LONGEST):
             number, worker, validates, host = asked(message)
             self._owner = 0
             if self._board.epoch != epoch:
@@ -76,7 +76,7 @@ class Resolver:
                 return
             begun = place.begin(worker, number)
             try:
-                said, backend = reach(self._hosts, host, validates)
+                said, backend = reach(hosts, host, validates)
             except Exception as error:  # of this question, no more
                 said, backend = fault(host, error), None
             self._tell(worker, number, said, backend)

@@ -51,9 +51,9 @@ MEMORY = Budget(
 )
 MEMORY_LOGGED = Budget(1150, "who it is, for a line at its end and one each hour")
 ISOLATED = Budget(
-    2200, "a connection, a question and its answer, and two turns more that take few events"
+    2189, "a connection, a question and its answer, and two turns more that take few events"
 )
-ISOLATED_AMONG_MANY = Budget(1870, "the same, with turns for several")
+ISOLATED_AMONG_MANY = Budget(1856, "the same, with turns for several")
 RESOLVED = Budget(441, "a question, an owner, a connect, two files asked for, an answer")
 REPLY = Budget(1905, "a connection, and a read and a write for what the socket holds of 200 kB")
 
