@@ -18,18 +18,28 @@ class Question(NamedTuple):
 
 
 class Counter:
-    """What resolver processes and their warden have of it: sockets for questions, for answers, and
-    the bell."""
+    """What resolver processes and their warden have of it: sockets for questions, to be woken, for
+    answers, and the bell."""
 
     def __init__(self, worker: int, trouble: Callable[[], str] = str) -> None:
         kind = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mine, self.questions = socket.socketpair(*kind)
+        waker, self.waker = socket.socketpair()
         answers, self.answers = socket.socketpair(*kind)
         bell, self.bell = socket.socketpair(*kind)
-        self.sockets = [mine, self.questions, answers, self.answers, bell, self.bell]
+        self.sockets = [
+            mine,
+            self.questions,
+            waker,
+            self.waker,
+            answers,
+            self.answers,
+            bell,
+            self.bell,
+        ]
         for one in self.sockets:
             one.setblocking(False)
-        self.desk = Desk(worker, mine, answers, bell, trouble)
+        self.desk = Desk(worker, mine, waker, answers, bell, trouble)
 
     def take(self) -> list[Question]:
         """Take what has been asked."""

@@ -81,6 +81,20 @@ def test_an_answer_with_its_socket(world: World, said: Answer) -> None:
         backend.close()
 
 
+def test_a_resolver_is_woken_once_for_all_questions_of_a_turn(world: World) -> None:
+    """And once more where nobody answers: memory may have failed for it."""
+    for _ in range(3):
+        for _ in range(3):
+            world.asking.ask(Asker(), "a.example", 0)
+        with pytest.raises(BlockingIOError):
+            world.waker.recv(9)
+        world.plane.turn()
+        assert world.waker.recv(9) == b"!"
+    for _ in range(2):
+        world.plane.clock.advance(LOOK)
+    assert world.waker.recv(9) == b"!"
+
+
 def test_a_reserve_gives_way_to_what_its_own_answer_brings(world: World) -> None:
     """With no descriptor left, the socket takes its number; whose answer comes first is another's
     matter."""

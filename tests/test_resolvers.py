@@ -11,6 +11,7 @@ from tests.processes import forbid, in_child
 def said(resolvers: Resolvers, worker: int, host: str) -> Answer:
     desk = resolvers.desk(worker)
     desk.questions.send(ask(7, worker, 0, host))
+    desk.waker.send(b"!")
     number, found = answered(desk.answers.recv(512))
     assert number == 7
     return found

@@ -23,8 +23,12 @@ class World:
         self.questions, theirs = socket.socketpair(*kind)
         self.answers, back = socket.socketpair(*kind)
         self.warden, self.its = socket.socketpair(*kind)
+        self.waker, woken = socket.socketpair()
         self.sockets = [self.questions, theirs, self.answers, back, self.warden, self.its]
-        self.resolver = Resolver(self.hosts, self.board, self.place, theirs, [back], self.its)
+        self.sockets += [self.waker, woken]
+        self.resolver = Resolver(
+            self.hosts, self.board, self.place, theirs, woken, [back], self.its
+        )
 
     def run(self, *hosts: str) -> list[tuple[int, Answer]]:
         """Ask, and answer all; give what was answered."""
@@ -63,6 +67,17 @@ def test_one_question_after_the_other(world: World) -> None:
     assert [(number, answer.outcome) for number, answer in said] == [(0, 0), (1, 1)]
     assert not world.place.since
     assert world.place.question == (0, 1)
+
+
+def test_what_was_asked_before_it_is_woken_is_answered(world: World) -> None:
+    """As of one that takes the place of another, which was woken for it; with the last who could
+    wake it, it leaves."""
+    for number in range(3):
+        world.questions.send(ask(number, 0, 0, "a.example"))
+    world.waker.close()
+    world.warden.send(GO)
+    world.resolver.run()
+    assert [answered(world.answers.recv(512))[0] for _ in range(3)] == [0, 1, 2]
 
 
 def test_who_is_not_needed_leaves(world: World) -> None:

@@ -26,8 +26,9 @@ class World:
         self.answers, answers = pair()
         self.bell, bell = pair()
         questions, life = pair()
-        self.sockets = [self.answers, answers, self.bell, bell, questions, life]
-        self.warden = Warden(self.hosts, self.board, questions, [answers], bell, life)
+        waker, other = pair()
+        self.sockets = [self.answers, answers, self.bell, bell, questions, life, waker, other]
+        self.warden = Warden(self.hosts, self.board, questions, waker, [answers], bell, life)
 
     def at_work(self, number: int = 0) -> _Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

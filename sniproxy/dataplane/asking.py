@@ -5,6 +5,7 @@ and the rest is kept here; each is dropped when whoever asks has gone, and an an
 waits for any more is closed with the socket that it brings.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -54,11 +55,13 @@ _head = HEAD.unpack_from
 
 
 class Desk(NamedTuple):
-    """Where a process asks: sockets for questions, for its answers, and to the warden, all of which
-    are others' as well. ``trouble`` says why nobody looks up now, or nothing."""
+    """Where a process asks: sockets for questions, to wake a resolver, for its answers, and to the
+    warden, all of which are others' as well. ``trouble`` says why nobody looks up now, or
+    nothing."""
 
     worker: int
     questions: SocketType
+    waker: SocketType
     answers: SocketType
     warden: SocketType
     trouble: Callable[[], str]
@@ -100,6 +103,8 @@ class Asking:
         self._unsent: dict[int, tuple[Asker, bytes]] = {}
         self._reserves: dict[int, SocketType] = {}
         """Descriptors that are held so that there is one for what an answer brings."""
+        self._waking = False
+        """Whether a resolver is to be woken at the end of this turn."""
         self._oldest = 0
         self._troubled = 0
         self._looks: deque[int] = deque([0], maxlen=LOST)
@@ -143,12 +148,33 @@ class Asking:
     def _sent(self, number: int, asker: Asker, message: bytes) -> bool:
         if len(self._under_way) >= UNDER_WAY:
             return False
+        if not self._waking:
+            self._poller.again(self)
+            self._waking = True
         try:
             self._send(message, MSG_DONTWAIT)
         except OSError:  # full of others' questions; or this is the end
             return False
         self._under_way[number] = asker
         return True
+
+    # Questions wake nobody by themselves: who is woken by the first takes this processor from us,
+    # to find nothing behind it, and so on. What the poller calls when the others had their turn:
+
+    def resume(self) -> None:
+        """Wake a resolver, for all questions of a turn."""
+        self._waking = False
+        with contextlib.suppress(OSError):  # it has not looked since many others have; or the end
+            self._desk.waker.send(b"!", MSG_DONTWAIT)
+
+    def ready(self, mask: int) -> None:
+        """Never called: it has no descriptor of its own."""
+
+    def abandon(self) -> None:
+        """Wake one at the next question: whoever waits asks once more."""
+
+    def stop(self) -> bool:
+        return False
 
     def _send_more(self) -> None:
         while self._unsent:
@@ -198,6 +224,7 @@ class Asking:
                 self._desk.warden.send(b"?", MSG_DONTWAIT)
             except OSError:  # it has not looked since many others have asked
                 pass
+            self.resume()  # should memory have failed for it
         self._oldest = oldest
         trouble = self._desk.trouble()
         self._troubled = self._troubled + 1 if trouble else 0

@@ -32,13 +32,17 @@ MOST_ACCOUNTS = 1024
 """Owners who are slow at the same time and still watched."""
 
 GO = b"!"
+_WAKES = 4096
+"""Times that one was woken, at most, that are as good as one."""
+
 _DESCRIPTOR = struct.Struct("i")
 OWNER = struct.Struct("=I")
 
 
 class Resolver:
-    """Looks up for the warden of an ``epoch``, at its ``place``. ``warden`` is how that says when
-    to begin, and is told which owner is too slow."""
+    """Looks up for the warden of an ``epoch``, at its ``place``. ``waker`` can be read when there
+    are questions, ``warden`` is how that says when to begin, and is told which owner is too
+    slow."""
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Resolver:
         board: Board,
         place: Place,
         questions: SocketType,
+        waker: SocketType,
         answers: Sequence[SocketType],
         warden: SocketType,
     ) -> None:
@@ -54,6 +59,7 @@ class Resolver:
         self._epoch = board.epoch
         self._place = place
         self._questions = questions
+        self._waker = waker
         self._answers = answers
         self._warden = warden
         self._trusted = trusted(hosts)
@@ -68,7 +74,15 @@ class Resolver:
         if self._warden.recv(len(GO)) != GO:
             return
         hosts, place, epoch, take = self._hosts, self._place, self._epoch, self._questions.recv
-        while message := take(LONGEST):
+        while True:
+            try:
+                message = take(LONGEST, MSG_DONTWAIT)
+            except BlockingIOError:
+                if not self._waker.recv(_WAKES):
+                    return
+                continue
+            if not message:
+                return
             number, worker, validates, host = asked(message)
             self._owner = 0
             if self._board.epoch != epoch:

@@ -60,6 +60,7 @@ class Warden:
         hosts: Hosts,
         board: Board,
         questions: SocketType,
+        waker: SocketType,
         answers: Sequence[SocketType],
         bell: SocketType,
         life: SocketType,
@@ -67,6 +68,7 @@ class Warden:
         self._hosts = hosts
         self._board = board
         self._questions = questions
+        self._waker = waker
         self._answers = answers
         self._bell = bell
         self._life = life
@@ -142,9 +144,8 @@ class Warden:
                 self._life.close()
                 for one in (child, *self._children.values()):
                     one.socket.close()
-                Resolver(
-                    self._hosts, self._board, place, self._questions, self._answers, theirs
-                ).run()
+                questions, waker, answers = self._questions, self._waker, self._answers
+                Resolver(self._hosts, self._board, place, questions, waker, answers, theirs).run()
         theirs.close()
         self._children[ours.fileno()] = child
         self._poll.register(ours.fileno(), select.POLLIN)

@@ -51,10 +51,10 @@ MEMORY = Budget(
 )
 MEMORY_LOGGED = Budget(1150, "who it is, for a line at its end and one each hour")
 ISOLATED = Budget(
-    2189, "a connection, a question and its answer, and two turns more that take few events"
+    2266, "a connection, a question and its answer, a resolver woken, and two turns more"
 )
-ISOLATED_AMONG_MANY = Budget(1856, "the same, with turns for several")
-RESOLVED = Budget(441, "a question, an owner, a connect, two files asked for, an answer")
+ISOLATED_AMONG_MANY = Budget(1870, "the same, with turns for several")
+RESOLVED = Budget(454, "a question, an owner, a connect, two files asked for, an answer")
 REPLY = Budget(1905, "a connection, and a read and a write for what the socket holds of 200 kB")
 
 
@@ -146,8 +146,9 @@ class IsolatedWorld(World):
         self.listener = Listener(plane._listening, connections, announced=False)
         self.warden, life = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.desk.sockets += [self.warden, life]
-        questions, answers = self.desk.questions, [self.desk.answers]
-        self.resolver = Resolver(plane.hosts, board, board.place(0), questions, answers, life)
+        questions, waker, answers = self.desk.questions, self.desk.waker, [self.desk.answers]
+        place = board.place(0)
+        self.resolver = Resolver(plane.hosts, board, place, questions, waker, answers, life)
         self.resolved = Counting()
 
     def turns(self, count: int = 3) -> None:
