@@ -73,11 +73,11 @@ from sniproxy.process.board import Board
 from sniproxy.process.resolving import GO, Resolver
 from sniproxy.resolver.answer import ask
 from sniproxy.resolver.hosts import Hosts
-pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
-(asking, questions), (answered, answers), (warden, life) = pairs
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(4)]
+(asking, questions), (waker, woken), (answered, answers), (warden, life) = pairs
 board = Board()
-resolver = Resolver(Hosts(), board, board.place(0), questions, [answers], life)
-questions.setblocking(False)
+resolver = Resolver(Hosts(), board, board.place(0), questions, woken, [answers], life)
+woken.setblocking(False)
 hosts = [*[sys.argv[1]] * 16, *sys.argv[2:], "nobody.example"]
 for _ in range(100):
     for number, host in enumerate(hosts):

@@ -217,7 +217,8 @@ def test_killed(isolated: Proxy, relayed: Relayed) -> None:
         ask(isolated)
         wait_until(
             lambda before=before, victims=victims: (
-                not {before[one] for one in victims} & set(resolvers(isolated))
+                len(resolvers(isolated)) == READY
+                and not {before[one] for one in victims} & set(resolvers(isolated))
             )
         )
     before = [warden(isolated)]
