@@ -16,9 +16,12 @@ from chain import archive, commands, executable
 from chain.failure import told
 from chain.stages import Stages, digest
 
-FILES = ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "setup.py")
-FOLDERS = ("docs/man", "sniproxy")
+FILES = (*archive.PAGES, "pyproject.toml", "setup.py")
+FOLDERS = ("docs", "sniproxy")
 """What of the repository goes in."""
+
+MANIFEST = f"include {' '.join(archive.PAGES)}\ngraft docs\n"
+"""What of that setuptools would leave out."""
 
 HOOK = "import sys, setuptools.build_meta as made; print(getattr(made, sys.argv[1])(sys.argv[2]))"
 """Calls one of PEP 517's hooks, with the folder for what it makes."""
@@ -57,6 +60,11 @@ def make(work: Path, output: Path) -> list[Path]:
         shutil.copytree(build.ROOT / name, source / name, ignore=unwanted)
     for name in FILES:
         shutil.copy(build.ROOT / name, source)
+    (source / "MANIFEST.in").write_text(MANIFEST)
+    names = [file.relative_to(source).as_posix() for file in source.rglob("*")]
+    for name in [name for name in names if name.endswith(".md")]:
+        text = archive.page((source / name).read_text(), name, {}, names)
+        (source / name).write_text(text)
     log = work / "log"
     tools = install_tools(work.parent, log)
     # Whatever the caller has set, the wheel is of the plain flavour.

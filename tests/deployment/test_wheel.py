@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.deployment.machine import REPOSITORY
 from tests.end_to_end.harness import Backend, directory_name, read_all
 from tests.hello import hello
 from tests.ports import free_port
+from tests.test_links import CODE, LINK
 
 NAME = f"sniproxy-{sniproxy.__version__}"
 TOOLS = ("sniproxy", "sniproxy-check", "sniproxy-hostname", "sniproxy-listen", "sniproxy-status")
@@ -56,6 +58,21 @@ def test_equal_sources_give_equal_bytes(made: list[pathlib.Path]) -> None:
 
 def test_twine_finds_nothing_wrong(made: list[pathlib.Path]) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *made)
+
+
+def test_the_source_distribution_has_what_its_documents_lead_to(
+    made: list[pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    with tarfile.open(made[0]) as distribution:
+        distribution.extractall(tmp_path, filter="data")
+    root = tmp_path / NAME
+    assert (root / "CHANGELOG.md").read_bytes() == (REPOSITORY / "CHANGELOG.md").read_bytes()
+    pages = list(root.rglob("*.md"))
+    assert len(pages) > 40
+    for page in pages:
+        for target in LINK.findall(CODE.sub("", page.read_text())):
+            name = target.partition("#")[0]
+            assert "://" in name or (page.parent / name).exists(), (page.name, target)
 
 
 @pytest.mark.parametrize(("kind", "hashed"), [(0, True), (1, False)])
