@@ -149,3 +149,10 @@ def test_what_is_said_of_others_says_where_it_was_seen() -> None:
             for cell in others:
                 # Debian's packages are their own source.
                 assert cell == "–" or "[" in cell or what == "in Debian 12", (what, cell)
+
+
+def test_what_is_said_of_others_says_of_which_version() -> None:
+    _, _, sources = (DOCS / "compared.md").read_text().partition("## Where it was seen")
+    _, *parts = re.split(r"\b([A-Z]\d):\s", re.sub(r"\]\(\S+\)", "]", sources))
+    for source, text in zip(parts[::2], parts[1::2], strict=True):
+        assert re.search(r"\b\d+\.\d+|\bthe\s+same\b|\bno version\b", text), source
