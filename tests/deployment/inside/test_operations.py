@@ -86,7 +86,10 @@ def test_from_nothing_to_a_served_name(
     """nginx has port 80 meanwhile, as where certificates come by http-01."""
     assert shown("ActiveState", "nginx.service") == "active"
     run("systemctl", "disable", "--now", "sniproxy.socket")
-    shutil.copy(HERE / "old.deb", tmp_path / "sniproxy_1.deb")
+    architecture = run("dpkg", "--print-architecture").strip()
+    shutil.copy(HERE / "old.deb", tmp_path / f"sniproxy_1_{architecture}.deb")
+    # A release has one for another machine, too, which conflicts with it.
+    (tmp_path / "sniproxy_1_another.deb").touch()
     follow(block("start/served-name.md", "From nothing to a served name", 0), tmp_path)
     told = f"https_port 8443\n\tacme_ca {ACME}\n\tacme_ca_root {HERE}/ca.pem\n"
     try:
