@@ -496,6 +496,28 @@ def test_readme_shows_the_unit_as_it_is() -> None:
     assert set(block("README.md", "Deploy it", 4).splitlines()) <= set(unit)
 
 
+def exposure(folder: pathlib.Path) -> str:
+    """Ask systemd how much the service of a folder may do, of ten."""
+    command = (need("systemd-analyze", "systemd", None), "security", "--offline=true", "--no-pager")
+    done = subprocess.run(
+        [*command, folder / "sniproxy.service"], check=False, capture_output=True, text=True
+    )
+    found = re.search(r"Overall exposure level for sniproxy.service: (\S+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    return found[1]
+
+
+def test_the_exposure_of_the_service_is_what_is_said(tmp_path: pathlib.Path) -> None:
+    for unit in ("sniproxy.service", "sniproxy.socket"):
+        shutil.copy(ROOT / "chroot" / unit, tmp_path)
+    alone = exposure(tmp_path)
+    assert f"(`systemd-analyze security` says {alone})" in (ROOT / "README.md").read_text()
+    (tmp_path / "sniproxy.service.d").mkdir()
+    shutil.copy(ROOT / "chroot/sniproxy.service.d/users.conf", tmp_path / "sniproxy.service.d")
+    said = f"`systemd-analyze security` says {exposure(tmp_path)} then, and not {alone}."
+    assert said in (DOCS / "how-to" / "users.md").read_text()
+
+
 def test_readme_shows_inetd_s_line_and_s6_s_script_as_they_are() -> None:
     assert block("README.md", "Deploy it", 5) in (ROOT / "chroot" / "inetd.conf").read_text()
     script = (ROOT / "chroot" / "s6" / "sniproxy-listen" / "run").read_text()
