@@ -61,6 +61,12 @@ def test_each_advisory_that_is_left_out_has_its_reason() -> None:
     assert left_out == explained
 
 
+def test_each_list_of_pinned_packages_is_audited() -> None:
+    audited = re.findall(r"-r (\S+)", (WORKFLOWS / "audit.yml").read_text())
+    lists = [path.relative_to(ROOT).as_posix() for path in (ROOT / "launcher").glob("*.txt")]
+    assert sorted(audited) == sorted(lists)
+
+
 def jobs(name: str) -> dict[str, Any]:
     jobs: dict[str, Any] = yaml.safe_load((WORKFLOWS / name).read_text())["jobs"]
     return jobs
