@@ -23,6 +23,10 @@ def test_a_request_is_read_when_it_is_complete() -> None:
 def test_odd_ones_that_are_right() -> None:
     request = parse(b"HEAD http://name:9799/metrics HTTP/1.0\n\n")
     assert request == Request("HEAD", "/metrics", {}, "", False)
+    for host in (b"", b"[::1]:9799", b"a_b.example:80"):
+        assert parse(b"GET / HTTP/1.1\nHost: " + host + b"\nX: \xff\n\n")
+    request = parse(b"GET / HTTP/1.0\nAccept: text/plain\nX: y\naccept:*/*\n\n")
+    assert request == Request("GET", "/", {}, "text/plain, */*", False)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,14 @@ def test_odd_ones_that_are_right() -> None:
         (b"GET / HTTP/1.1\r\n folded\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\n\r\n", 505),
         (b"PUT / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: a\r\nHost:\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\xff\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rY: b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", 400),
         (b"a" * (MOST_BYTES + 1), 431),
+        (b"GET / HTTP/1.0\r\nX: " + b"a" * MOST_BYTES + b"\r\n\r\n", 431),
     ],
 )
 def test_what_is_none_is_refused(data: bytes, status: int) -> None:

@@ -16,7 +16,8 @@ MOST_BYTES = 8192
 """Bytes of a request: what others allow, too. A body is not read."""
 
 _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/(\d)\.(\d)")
-_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):(.*)")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\0\r]*)")
+_HOST = re.compile(r"[\w.~%:\[\]-]*", re.ASCII)
 
 _WORDS = {
     200: "OK",
@@ -51,9 +52,9 @@ class Request(NamedTuple):
 def parse(data: bytes) -> Request | None:
     """Read a request, None where it is not complete. Raises ``Refused``."""
     head, end, _ = data.replace(b"\r\n", b"\n").lstrip(b"\n").partition(b"\n\n")
+    if len(head if end else data) > MOST_BYTES:
+        raise Refused(431, f"expected a request of at most {MOST_BYTES} bytes")
     if not end:
-        if len(data) > MOST_BYTES:
-            raise Refused(431, f"expected a request of at most {MOST_BYTES} bytes")
         return None
     first, *lines = head.decode("latin-1").split("\n")
     line = _LINE.fullmatch(first)
@@ -67,9 +68,10 @@ def parse(data: bytes) -> Request | None:
         field = _FIELD.fullmatch(one)
         if field is None:
             raise Refused(400, "expected header fields, each a line: NAME: VALUE")
-        fields[field[1].lower()] = field[2].strip(" \t")
-    if minor != "0" and "host" not in fields:
-        raise Refused(400, "expected a Host field")
+        name, value = field[1].lower(), field[2].strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    if not _HOST.fullmatch(fields.get("host", "" if minor == "0" else "?")):
+        raise Refused(400, "expected one Host field, with one name or address")
     if method not in ("GET", "HEAD"):
         raise Refused(405, "expected GET or HEAD: nothing can be changed here")
     path, _, query = target.partition("?")
