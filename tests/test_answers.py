@@ -40,6 +40,11 @@ def unchunked(body: bytes) -> bytes:
         ("text/plain", CLASSIC),
         ("text/plain;version=0.0.4;q=1,*/*;q=0.1", CLASSIC),
         ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2", OPEN_METRICS),
+        ("text/plain;version=0.0.4;q=0.6,application/openmetrics-text;q=0.5,*/*;q=0.1", CLASSIC),
+        ("application/openmetrics-text; q=0, text/plain", CLASSIC),
+        ("Text/Plain; Q=0.5 , text/html", CLASSIC),
+        ("text/plain;q=0", OPEN_METRICS),
+        ("text/plain,application/openmetrics-text", OPEN_METRICS),
     ],
 )
 def test_who_asks_for_metrics_says_what_it_can_read(accept: str, kind: str) -> None:

@@ -9,6 +9,7 @@ from sniproxy.status.http import LAST_CHUNK, NOTHING, Refused, Request, chunk, h
 from sniproxy.status.metrics import CLASSIC, OPEN_METRICS, metrics
 from sniproxy.status.overview import Answered, Proxy, Step, Steps
 
+_LIKED = re.compile(r"(text/plain|openmetrics)[^,]*?(?:;\s*q=([01](?:\.\d{0,3})?)\s*)?(?=,|$)")
 _CURSOR = re.compile(r"([0-9]{1,6})\.([0-9]{1,9})")
 
 
@@ -17,7 +18,8 @@ def answer(proxy: Proxy, request: Request) -> Steps:
     policy = NOTHING
     if request.path == "/metrics":
         # Prometheus says which of the two it likes; who does not say gets the standard.
-        classic = "text/plain" in request.accept and "openmetrics" not in request.accept
+        liked = {kind: float(q or 1) for kind, q in _LIKED.findall(request.accept.lower())}
+        classic = liked.get("text/plain", 0) > liked.get("openmetrics", 0)
         kind, body = CLASSIC if classic else OPEN_METRICS, metrics(proxy, classic=classic)
     elif request.path == "/status.json":
         kind, body = "application/json", _document(proxy, request)
