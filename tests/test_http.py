@@ -17,6 +17,7 @@ def test_a_request_is_read_when_it_is_complete() -> None:
         assert parse(WHOLE[:size]) is None
     assert parse(WHOLE) == READ
     assert parse(WHOLE + b"GET") == READ
+    assert parse(b"\r") is parse(b"\r\n") is None
     assert parse(b"\r\n" + WHOLE.replace(b"\r\n", b"\n")) == READ
 
 
@@ -37,6 +38,8 @@ def test_odd_ones_that_are_right() -> None:
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n folded\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\x01", 400),
+        (b"\r\n\0", 400),
         (b"PUT / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.0\r\nHost: a\r\nHost:\r\n\r\n", 400),

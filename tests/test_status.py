@@ -141,8 +141,22 @@ def test_an_answer_to_head_is_a_head(desk: Desk) -> None:
         assert said.endswith(b"\r\n\r\n")
 
 
-def test_half_a_request_and_an_end_are_nothing(desk: Desk) -> None:
+def test_who_ends_in_the_middle_is_told(desk: Desk) -> None:
     visitor = desk.visit(METRICS[:-1])
+    visitor.shutdown(socket.SHUT_WR)
+    assert desk.read(visitor).startswith(b"HTTP/1.1 400 ")
+    assert desk.here() == 0
+
+
+def test_who_leaves_in_the_middle_is_forgotten(desk: Desk) -> None:
+    for request in (METRICS[:-1], b""):
+        desk.visit(request).close()
+        desk.turn(3)
+        assert desk.here() == 0
+
+
+def test_nothing_and_an_end_are_nothing(desk: Desk) -> None:
+    visitor = desk.visit()
     visitor.shutdown(socket.SHUT_WR)
     assert desk.read(visitor) == b""
     assert desk.here() == 0

@@ -215,7 +215,9 @@ class _Visitor:
                 data = self._wire.recv(_READ, socket.MSG_DONTWAIT)
                 if not data:
                     self._heard = True
-                    if self.silent or self.over:
+                    if self.silent and self._received:
+                        self.refuse(Refused(400, "expected a whole request"))
+                    elif self.silent or self.over:
                         self.close()
                     return
                 if self.silent:

@@ -51,10 +51,10 @@ class Request(NamedTuple):
 
 def parse(data: bytes) -> Request | None:
     """Read a request, None where it is not complete. Raises ``Refused``."""
-    head, end, _ = data.replace(b"\r\n", b"\n").lstrip(b"\n").partition(b"\n\n")
+    head, end, _ = data.replace(b"\r\n", b"\n").lstrip(b"\r\n").partition(b"\n\n")
     if len(head if end else data) > MOST_BYTES:
         raise Refused(431, f"expected a request of at most {MOST_BYTES} bytes")
-    if not end:
+    if not end and (not head or head[:1].isalpha()):  # else it is TLS, or no request either
         return None
     first, *lines = head.decode("latin-1").split("\n")
     line = _LINE.fullmatch(first)
@@ -92,10 +92,7 @@ def head(status: int, kind: str, *, chunks: bool, policy: str = NOTHING) -> byte
         "X-Content-Type-Options: nosniff",
         "Connection: close",
     ]
-    if chunks:
-        lines.append("Transfer-Encoding: chunked")
-    if status == 405:
-        lines.append("Allow: GET, HEAD")
+    lines += ["Transfer-Encoding: chunked"] * chunks + ["Allow: GET, HEAD"] * (status == 405)
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 

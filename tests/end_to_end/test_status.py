@@ -413,6 +413,8 @@ NO_QUESTIONS = (
     (b"GET /metrics\r\n\r\n", 400),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     (b"\x16\x03\x01\x02\x00\n\n", 400),
+    (HELLO, 400),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
     (b"GET /" + bytes([0xFF]) * 20 + b" HTTP/1.0\r\n\r\n", 404),
     (b"GET /status.json?connections=1001 HTTP/1.0\r\n\r\n", 400),
     (b"GET /status.json?connections=-1 HTTP/1.0\r\n\r\n", 400),
