@@ -31,6 +31,27 @@ def test_odd_ones_that_are_right() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "near"),
+    [
+        ("", True),
+        ("localhost:9799", True),
+        ("proxy", True),
+        ("127.0.0.1:9799", True),
+        ("[::ffff:127.0.0.1]:9799", True),
+        ("sniproxy.LocalHost", True),
+        ("a.example", False),
+        ("a.example.:9799", False),
+        ("127.0.0.1.a.example", False),
+        ("localhost.a.example:80", False),
+    ],
+)
+def test_a_name_of_the_dns_is_nobodys(host: str, near: bool) -> None:
+    request = parse(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert request is not None
+    assert request.near == near
+
+
+@pytest.mark.parametrize(
     ("data", "status"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", 400),

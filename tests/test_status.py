@@ -162,6 +162,24 @@ def test_nothing_and_an_end_are_nothing(desk: Desk) -> None:
     assert desk.here() == 0
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_a_browser_that_was_led_here_is_told_nothing(desk: Desk, address: str) -> None:
+    """By a page of whose name's owner says that it is here."""
+    asking = b"GET /status.json HTTP/1.1\r\nHost: %b\r\n\r\n"
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as here:
+        status = Status([Listening(here)], desk.source, desk.poller)
+        for host, line in ((b"a.example:80", b"HTTP/1.1 421 "), (b"localhost", b"HTTP/1.1 200 ")):
+            with socket.create_connection((address, here.getsockname()[1])) as visitor:
+                visitor.setblocking(False)
+                visitor.sendall(asking % host)
+                desk.turn(2)
+                assert desk.read(visitor).startswith(line)
+        status.close()
+        desk.poller.forget(here.fileno())
+    # At the Unix socket there is no browser, and whoever asks for others has its own name.
+    assert desk.read(desk.visit(asking % b"a.example")).startswith(b"HTTP/1.1 200 ")
+
+
 def test_pages_are_asked_for(desk: Desk) -> None:
     visitor = desk.visit(b"GET /status.json?connections=5 HTTP/1.0\r\n\r\n")
     assert b'"open_connections":["page"],"next":null}' in desk.read(visitor)

@@ -42,10 +42,17 @@ UNABLE = 1.0
 MOST_READ = 16
 """Reads in a row: who never ends is not to have others wait."""
 
+_LOOPBACK = "127.", "::1", "::ffff:127."
 _SWEEP = 0.5
 _READ = 4096
 
 Wire = socket.socket
+
+
+def _is_loopback(wire: Wire) -> bool:
+    """Say whether it has come to an address at which only this machine's users can ask."""
+    address = wire.getsockname()
+    return isinstance(address, tuple) and address[0].startswith(_LOOPBACK)
 
 
 class Status:
@@ -259,6 +266,8 @@ class _Visitor:
             request = parse(self._received)
             if request is not None:
                 method = request.method
+                if not request.near and _is_loopback(self._wire):
+                    raise Refused(421, "expected Host to be an address, or localhost")
                 self._answer(answer(self._status.source, request))
         except Refused as refused:
             self.refuse(refused, method)

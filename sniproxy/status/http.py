@@ -18,6 +18,7 @@ MOST_BYTES = 8192
 _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) (\S+) HTTP/(\d)\.(\d)")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\0\r]*)")
 _HOST = re.compile(r"[\w.~%:\[\]-]*", re.ASCII)
+_NEAR = re.compile(r"(?:[^.]*|[0-9.]+|\[.*\]|.*\.localhost)(?::[0-9]*)?", re.IGNORECASE)
 
 _WORDS = {
     200: "OK",
@@ -25,6 +26,7 @@ _WORDS = {
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
@@ -40,13 +42,15 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class Request(NamedTuple):
-    """``accept`` is what the client can read; ``chunks`` whether it knows them."""
+    """``accept`` is what the client can read; ``chunks`` whether it knows them; ``near`` whether it
+    calls us by no name of the DNS, which its owner can lead to us."""
 
     method: str
     path: str
     query: dict[str, str]
     accept: str
     chunks: bool
+    near: bool = True
 
 
 def parse(data: bytes) -> Request | None:
@@ -70,7 +74,8 @@ def parse(data: bytes) -> Request | None:
             raise Refused(400, "expected header fields, each a line: NAME: VALUE")
         name, value = field[1].lower(), field[2].strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    if not _HOST.fullmatch(fields.get("host", "" if minor == "0" else "?")):
+    host = fields.get("host", "" if minor == "0" else "?")
+    if not _HOST.fullmatch(host):
         raise Refused(400, "expected one Host field, with one name or address")
     if method not in ("GET", "HEAD"):
         raise Refused(405, "expected GET or HEAD: nothing can be changed here")
@@ -79,7 +84,8 @@ def parse(data: bytes) -> Request | None:
         path = "/" + path[7:].partition("/")[2]
     pairs = (pair.partition("=") for pair in query.split("&") if pair)
     wanted = {name: value for name, _, value in pairs}
-    return Request(method, path, wanted, fields.get("accept", ""), minor != "0")
+    near = _NEAR.fullmatch(host) is not None
+    return Request(method, path, wanted, fields.get("accept", ""), minor != "0", near)
 
 
 def head(status: int, kind: str, *, chunks: bool, policy: str = NOTHING) -> bytes:
