@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.asking import Asking, Desk
 from sniproxy.dataplane.connections import Connections, Report
-from sniproxy.dataplane.counts import Counts
+from sniproxy.dataplane.counts import ACCEPTED, Counts
 from sniproxy.dataplane.farewell import Farewell, part
 from sniproxy.dataplane.handover import adopt, hand_over
 from sniproxy.dataplane.listener import Listener
@@ -265,7 +265,7 @@ class Server:
             return False
         self._close_listeners()
         self._connections.report_refusals()
-        self._report("exit", accepted=self._connections.totals.accepted)
+        self._report("exit", accepted=self._connections.totals.numbers[ACCEPTED])
         return True
 
     def _idle(self) -> bool:

@@ -316,6 +316,9 @@ def test_no_count_goes_back_when_a_worker_dies(world: World, workers: str) -> No
     assert (host["connections"], host["open"]) == (2, 1)
     for end in (*pair, *again):
         end.close()
+    world.running.process.terminate()
+    world.running.process.wait(TIMEOUT)
+    assert "event=exit accepted=3" in world.running.log, world.running.log
 
 
 def test_no_scrape_sees_a_count_go_back(world: World, workers: str) -> None:
