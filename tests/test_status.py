@@ -134,8 +134,9 @@ def test_a_request_may_come_byte_by_byte_and_the_client_say_that_it_was_all(desk
 
 
 def test_an_answer_to_head_is_a_head(desk: Desk) -> None:
-    for path in ("/", "/metrics", "/nothing"):
-        visitor = desk.visit(b"HEAD %b HTTP/1.0\r\n\r\n" % path.encode())
+    right = [b"HEAD %b HTTP/1.0\r\n" % path for path in (b"/", b"/metrics", b"/nothing")]
+    for asking in (*right, b"HEAD / HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\nX : y\r\n"):
+        visitor = desk.visit(asking + b"\r\n")
         said = desk.read(visitor)
         assert said.count(b"\r\n\r\n") == 1
         assert said.endswith(b"\r\n\r\n")

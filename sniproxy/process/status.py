@@ -261,19 +261,18 @@ class _Visitor:
     # The answer.
 
     def _ask(self) -> None:
-        method = ""
         try:
             request = parse(self._received)
             if request is not None:
-                method = request.method
                 if not request.near and _is_loopback(self._wire):
                     raise Refused(421, "expected Host to be an address, or localhost")
                 self._answer(answer(self._status.source, request))
         except Refused as refused:
-            self.refuse(refused, method)
+            self.refuse(refused)
 
-    def refuse(self, refused: Refused, method: str = "") -> None:
-        self._answer(refusal(refused, method))
+    def refuse(self, refused: Refused) -> None:
+        only_head = self._received.lstrip(b"\r\n").startswith(b"HEAD ")
+        self._answer(refusal(refused, only_head=only_head))
 
     def _answer(self, steps: Generator[Step, Answered | None, None]) -> None:
         self._steps = steps

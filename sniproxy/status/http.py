@@ -110,8 +110,8 @@ def chunk(piece: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-def refusal(refused: Refused, method: str = "") -> Generator[bytes, object, None]:
-    """Write the answer to a request that is refused, by a ``method`` where that is known."""
+def refusal(refused: Refused, *, only_head: bool = False) -> Generator[bytes, object, None]:
+    """Write the answer to a request that is refused, without words if that is of method HEAD."""
     yield head(refused.status, "text/plain; charset=utf-8", chunks=False)
-    if method != "HEAD":
+    if not only_head:
         yield f"{refused}\n".encode()

@@ -73,7 +73,7 @@ def _of_the_proxy(write: "Writer", seen: Overview) -> Iterator[str]:
         ("sniproxy_received", "counter", "bytes", "Bytes from clients to backends", seen.sums[UP]),
         ("sniproxy_sent", "counter", "bytes", "Bytes from backends to clients", seen.sums[DOWN]),
         ("sniproxy_workers", "gauge", "", "Processes that proxy", len(seen.processes)),
-        ("sniproxy_worker_restarts", "counter", "", "Workers that replace others", seen.restarts),
+        ("sniproxy_worker_restarts", "counter", "", "Workers started again", seen.restarts),
         (
             "sniproxy_log_lines_dropped",
             "counter",
