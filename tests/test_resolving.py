@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.process.board import FOREVER, Bar, Board
-from sniproxy.process.resolving import GO, MINUTE, OWNER, TOO_MUCH, Resolver
+from sniproxy.process.resolving import GO, MINUTE, OWNER, TOO_MUCH, Resolver, taken
 from sniproxy.resolver.answer import Answer, Outcome, answered, ask
 from sniproxy.resolver.hosts import Hosts
 
@@ -128,3 +130,17 @@ def test_who_is_slow_is_told_of(world: World) -> None:
             assert world.warden.recv(9) == OWNER.pack(owner)
         with pytest.raises(BlockingIOError):
             world.warden.recv(9)
+
+
+def test_what_a_look_up_has_taken() -> None:
+    """Its work, but not the time in which others had the CPU; and all where it has slept."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    begun = time.process_time_ns()
+    while time.process_time_ns() < begun + 5_000_000:
+        pass
+    long_ago = 10**15
+    if resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw == before.ru_nvcsw:
+        assert 5_000_000 <= taken(before, long_ago) < long_ago
+        assert taken(before, 2_000_000) == 2_000_000
+    select.select([], [], [], 0.001)
+    assert taken(before, long_ago) == long_ago

@@ -8,8 +8,8 @@ All times are nanoseconds of the monotonic clock.
 """
 
 import mmap
-import time
 from collections.abc import Mapping
+from time import monotonic_ns
 from typing import NamedTuple
 
 PLACES = 128
@@ -82,7 +82,7 @@ class Board:
         numbers = self._numbers
         for place in range(numbers[_COUNT]):
             first = _BARS + place * _OF_A_BAR
-            if numbers[first] == owner and time.monotonic_ns() < numbers[first + 2]:
+            if numbers[first] == owner and monotonic_ns() < numbers[first + 2]:
                 return Bar(*numbers[first : first + _OF_A_BAR])
         return None
 
@@ -103,7 +103,7 @@ class Place:
         """Begin with the question of a worker; give the time."""
         numbers = self._numbers
         numbers[1], numbers[2], numbers[3] = worker, question, 0
-        now = numbers[0] = time.monotonic_ns()
+        now = numbers[0] = monotonic_ns()
         return now
 
     def enter(self, owner: int) -> None:

@@ -5,20 +5,22 @@ anybody waits for, no client and no listening socket among it, and says on the b
 goes into before it does.
 """
 
+import contextlib
 import os
 import struct
-import time
 from collections.abc import Sequence
+from resource import RUSAGE_SELF, getrusage, struct_rusage
 from socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, SocketType
+from time import monotonic_ns
 
 from sniproxy.process.board import Board, Place
 from sniproxy.resolver.answer import LONGEST, Answer, Outcome, answer, asked
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
 
-NORMAL = 10_000_000
-"""Nanoseconds that the look-ups of one question may take: 200 times what they do, and as long as
-a busy machine may have them wait for a CPU."""
+NORMAL = 1_000_000
+"""Nanoseconds that the look-ups of one question may take, at work or asleep: 20 times what they do.
+While there was no CPU for them, that is not theirs."""
 
 TOO_MUCH = 1_000_000_000
 """Nanoseconds more than normal, of all questions about an owner's entries in a ``MINUTE``."""
@@ -73,7 +75,8 @@ class Resolver:
         """Wait to be needed, and answer until the proxy, or the warden, has no more use for it."""
         if self._warden.recv(len(GO)) != GO:
             return
-        hosts, place, epoch, take = self._hosts, self._place, self._epoch, self._questions.recv
+        hosts, board, place, epoch = self._hosts, self._board, self._place, self._epoch
+        take = self._questions.recv
         while True:
             try:
                 message = take(LONGEST, MSG_DONTWAIT)
@@ -85,9 +88,10 @@ class Resolver:
                 return
             number, worker, validates, host = asked(message)
             self._owner = 0
-            if self._board.epoch != epoch:
+            if board.epoch != epoch:
                 self._tell(worker, number, Answer(Outcome.AGAIN, host), None)
                 return
+            used = getrusage(RUSAGE_SELF)
             begun = place.begin(worker, number)
             try:
                 said, backend = reach(hosts, host, validates)
@@ -96,9 +100,9 @@ class Resolver:
             self._tell(worker, number, said, backend)
             if place.done():
                 return
-            spent = time.monotonic_ns() - begun
+            spent = monotonic_ns() - begun
             if spent > NORMAL:
-                self._account(spent - NORMAL)
+                self._account(taken(used, spent) - NORMAL)
 
     def _enter(self, owner: int) -> None:
         self._owner = owner
@@ -106,28 +110,29 @@ class Resolver:
         bar = self._board.barred(owner)
         if bar is not None:
             hanging = not bar.slow
-            passes = hanging and time.monotonic_ns() - bar.since < GRACE
+            passes = hanging and monotonic_ns() - bar.since < GRACE
             raise Barred(owner, OWNER_HANGS if hanging else OWNER_SLOW, passes=passes)
 
     def _tell(self, worker: int, number: int, said: Answer, backend: SocketType | None) -> None:
         message, answers = answer(number, said, self._owner), self._answers[worker]
-        try:
-            if backend is None:
+        # Who asked may not have taken many before this one; it stops waiting by itself.
+        if backend is None:
+            with contextlib.suppress(OSError):
                 answers.send(message, MSG_DONTWAIT)
-                return
-            rights = SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(backend.fileno())
+            return
+        rights = SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(backend.fileno())
+        try:
             answers.sendmsg((message,), (rights,), MSG_DONTWAIT)
         except OSError:
-            pass  # who asked has not taken many before this one; it stops waiting by itself
-        if backend is not None:
-            backend.close()
+            pass
+        backend.close()
 
     def _account(self, more: int) -> None:
         """Note that an owner's entries took more time than usual, by so much."""
         owner = self._place.owner
-        if owner is None or owner in self._trusted:
+        if more <= 0 or owner is None or owner in self._trusted:
             return
-        now = time.monotonic_ns()
+        now = monotonic_ns()
         owed, then = self._owed.get(owner, (0, now))
         owed = max(0, owed - (now - then) * TOO_MUCH // MINUTE) + more
         if owed > TOO_MUCH:
@@ -136,6 +141,16 @@ class Resolver:
         if len(self._owed) >= MOST_ACCOUNTS:
             self._owed.clear()
         self._owed[owner] = owed, now
+
+
+def taken(before: struct_rusage, spent: int) -> int:
+    """Say how many of the nanoseconds spent since ``before`` this process has worked, or all where
+    it has slept: a busy machine has it wait as well, but never asleep."""
+    now = getrusage(RUSAGE_SELF)
+    if now.ru_nvcsw != before.ru_nvcsw:
+        return spent
+    worked = now.ru_utime - before.ru_utime + now.ru_stime - before.ru_stime
+    return min(spent, int(worked * 1_000_000_000))
 
 
 def trusted(hosts: Hosts) -> set[int]:

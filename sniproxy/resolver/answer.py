@@ -13,6 +13,7 @@ UNSURE = 2
 """In place of whether a hello validates its host: it is cut behind the name."""
 
 _QUESTION = struct.Struct("=QHB")
+_HOST = slice(_QUESTION.size, None)
 HEAD = struct.Struct("=QBBBiI")
 """What an answer begins with: the number of the question, outcome, version, alert, errno, owner.
 Nothing more is the usual answer: the host's own entry serves it, by its first socket."""
@@ -58,7 +59,7 @@ def ask(number: int, worker: int, validates: int, host: str) -> bytes:
 def asked(message: bytes) -> tuple[int, int, int, str]:
     """Read a question: what ``ask`` was given."""
     number, worker, validates = _QUESTION.unpack_from(message)
-    return number, worker, validates, message[_QUESTION.size :].decode("ascii")
+    return number, worker, validates, message[_HOST].decode("ascii")
 
 
 def answer(number: int, said: Answer, about: int = 0) -> bytes:

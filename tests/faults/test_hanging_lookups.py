@@ -26,7 +26,7 @@ from tests.end_to_end.harness import (
 from tests.faults.harness import HOST, ask
 from tests.faults.harness import Backend as Serving
 from tests.faults.holding import Holder, why_impossible
-from tests.faults.test_intruders import open_to_all
+from tests.faults.test_intruders import maze, open_to_all
 from tests.hello import hello
 
 __all__ = ["tmp_path"]  # a folder that nobody else walks through
@@ -204,6 +204,30 @@ def test_a_hosts_directory_that_others_cannot_read(isolated: Proxy, hold: Hold, 
     os.chown(isolated.hosts, 0, MARVIN)
     with pytest.raises(PermissionError):
         hold(MALLORY, isolated.hosts)
+    ask(isolated)
+
+
+def test_a_maze_of_links_is_soon_left(
+    isolated: Proxy, serve: Serve, tmp_path: pathlib.Path
+) -> None:
+    """All wait for one process that looks up. Each look-up in a maze takes it milliseconds, and it
+    is never asleep: so it is the sum that counts."""
+    directory = host_of(isolated, MALLORY, "maze.example")
+    serve(directory)
+    for name in ("send-proxy-v1", "send-proxy-v2"):
+        where = tmp_path / name
+        where.mkdir()
+        (directory / name).symlink_to(maze(where, f"{where}/nothing"))
+
+    def is_left() -> bool:
+        clients = [begin(isolated, "maze.example") for _ in range(50)]
+        ask(isolated)
+        for client in clients:
+            client.close()
+        return f"event=owner_slow host=maze.example uid={MALLORY}" in isolated.log
+
+    wait_until(is_left)
+    refused(isolated, "maze.example")
     ask(isolated)
 
 
