@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.process.board import FOREVER, HELD, Board
-from sniproxy.process.resolving import MINUTE, OWNER
+from sniproxy.process.resolving import CAREFULLY, MINUTE, OWNER
 from sniproxy.process.warden import HANGS, Warden, _Child
 from sniproxy.resolver.answer import Outcome, answered
 from sniproxy.resolver.hosts import Hosts
@@ -116,14 +116,23 @@ def test_who_is_slow_is_barred_for_a_minute(world: World) -> None:
     world.end(child)
 
 
-def test_where_nobody_knows_the_owner_no_other_is_sent(world: World) -> None:
+def test_where_nobody_knows_the_owner_the_next_is_to_be_careful(world: World) -> None:
     child = world.at_work()
     world.hang(child, None)
     assert world.board.trouble == HELD
-    assert world.warden._keep() is None
-    assert not world.warden._active
+    number, said = answered(world.answers.recv(512))
+    assert (number, said.outcome) == (77, Outcome.AGAIN)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    world.warden._spare = world.warden._active = _Child(1, ours)
+    world.warden._active = None
+    world.warden._not_before = time.monotonic() + 99
+    world.warden._keep()
+    assert theirs.recv(9) == CAREFULLY
+    assert world.board.trouble == HELD
+    ours.close()
+    theirs.close()
     world.end(child)
-    assert world.warden._held is None
+    assert not world.board.trouble
 
 
 def test_what_one_that_died_was_asked_is_to_be_asked_again(world: World) -> None:

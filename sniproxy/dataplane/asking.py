@@ -27,7 +27,17 @@ from typing import NamedTuple, Protocol
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
-from sniproxy.resolver.answer import HEAD, LONGEST, Answer, answered, ask
+from sniproxy.resolver.answer import (
+    HEAD,
+    HOSTS_DIRECTORY_HANGS,
+    LONGEST,
+    Answer,
+    Outcome,
+    answered,
+    ask,
+    known,
+)
+from sniproxy.resolver.naming import directory_name
 
 UNDER_WAY = 32
 """Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
@@ -111,10 +121,15 @@ class Asking:
         """At each of the last looks, the number behind those of all that had been asked."""
         self.owners: dict[str, int] = {}
         """Whose entries are whose, of some that have been asked for."""
+        self.reached: dict[str, int] = {}
+        """Whose entries were whose when they were first reached, of all hosts that have a row."""
+        self._stuck: dict[int, tuple[Asker, bytes]] = {}
+        """Questions about others, while the hosts directory is held."""
+        self.ask = self._ask
         self._sweep = Sweep(later, LOOK, self._look)
         poller.attend(desk.answers.fileno(), self._receive)
 
-    def ask(
+    def _ask(
         self, asker: Asker, host: str, validates: int, reserve: SocketType | None = None
     ) -> int:
         """Ask for the backend of a host; give the number by which to ``forget`` it. A ``reserve``
@@ -128,6 +143,33 @@ class Asking:
             self._unsent[number] = asker, message
         return number
 
+    def _ask_for_known(
+        self, asker: Asker, host: str, validates: int, reserve: SocketType | None = None
+    ) -> int:
+        """Do as ``ask`` does, while the hosts directory is held."""
+        self._sweep.wake()
+        number = next(self._numbers)
+        if reserve is not None:
+            self._reserves[number] = reserve
+        message = ask(number, self._worker, validates, host)
+        owner = self.reached.get(directory_name(host))
+        if owner is None:
+            self._stuck[number] = asker, message
+        elif not self._sent(number, asker, known(message, owner)):
+            self._unsent[number] = asker, known(message, owner)
+        return number
+
+    def _see_trouble(self) -> str:
+        """See whether there is trouble, and ask only for what can be looked up in it."""
+        trouble = self._desk.trouble()
+        if trouble == HOSTS_DIRECTORY_HANGS:
+            self.ask = self._ask_for_known
+        else:
+            self.ask = self._ask
+            self._unsent |= self._stuck
+            self._stuck.clear()
+        return trouble
+
     def note(self, directory: str, owner: int) -> None:
         """Remember whose an entry is."""
         if len(self.owners) >= MOST_OWNERS:
@@ -138,6 +180,7 @@ class Asking:
         """Wait no more for an answer."""
         self._under_way.pop(number, None)
         self._unsent.pop(number, None)
+        self._stuck.pop(number, None)
         self._give_way(number)
 
     def _give_way(self, number: int) -> None:
@@ -208,6 +251,8 @@ class Asking:
                 self._send_more()
             if asker is not None:
                 if len(message) > HEAD.size or outcome:
+                    if outcome == Outcome.AGAIN:
+                        self._see_trouble()
                     act = functools.partial(asker.answered, answered(message)[1], backend)
                 else:
                     act = functools.partial(asker.served, backend, version, owner)
@@ -217,6 +262,7 @@ class Asking:
 
     def _look(self) -> bool:
         """See who waits in vain; say whether anybody waits."""
+        trouble = self._see_trouble()
         self._send_more()
         oldest = next(iter(self._under_way), 0)
         if oldest and oldest == self._oldest:
@@ -226,19 +272,21 @@ class Asking:
                 pass
             self.resume()  # should memory have failed for it
         self._oldest = oldest
-        trouble = self._desk.trouble()
         self._troubled = self._troubled + 1 if trouble else 0
         given_up = self._troubled >= PATIENCE_IN_TROUBLE
         lost = 0 if trouble else self._looks[0]
         self._looks.append(next(self._numbers))
         waiting = [*self._under_way.items()]
-        waiting += [(number, asker) for number, (asker, _) in self._unsent.items()]
+        for some in (self._unsent, self._stuck):
+            waiting += [(number, asker) for number, (asker, _) in some.items()]
         for number, asker in waiting:
-            if given_up or not asker.may_wait():
+            # While the hosts directory is held, others are answered.
+            hopeless = given_up and (number in self._stuck or trouble != HOSTS_DIRECTORY_HANGS)
+            if hopeless or not asker.may_wait():
                 self.forget(number)
                 reason, _, error = (trouble or "no_answer").partition(" ")
                 self._log.warning(reason, **({"error": error} if error else {}))
                 self._poller.guard(asker, functools.partial(asker.unanswered, reason))
             elif number < lost and number in self._under_way:
                 self._poller.guard(asker, asker.once_more)
-        return bool(self._under_way or self._unsent)
+        return bool(self._under_way or self._unsent or self._stuck)

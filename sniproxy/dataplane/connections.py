@@ -140,9 +140,13 @@ class Connections:
 
     def row(self, directory: str, owner: Callable[[], int]) -> Numbers:
         """Give what a host is counted in. Whose it is (uid) is asked for the first time only."""
-        return self.counts.hosts.get(directory) or self.counts.host(
-            directory, self.hosts.account_of(directory, owner())
-        )
+        row = self.counts.hosts.get(directory)
+        if row is None:
+            uid = owner()
+            row = self.counts.host(directory, self.hosts.account_of(directory, uid))
+            if self.asking is not None and row is not self.counts.hosts.first:
+                self.asking.reached[directory] = uid
+        return row
 
     def count(self, client: End) -> None:
         """Count what a relayed connection has moved up to now, by its client's end."""

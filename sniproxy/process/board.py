@@ -102,7 +102,9 @@ class Place:
     def begin(self, worker: int, question: int) -> int:
         """Begin with the question of a worker; give the time."""
         numbers = self._numbers
-        numbers[1], numbers[2], numbers[3] = worker, question, 0
+        numbers[1] = worker
+        numbers[2] = question
+        numbers[3] = 0
         now = numbers[0] = monotonic_ns()
         return now
 
@@ -110,11 +112,11 @@ class Place:
         """Say whose entry is gone into next."""
         self._numbers[3] = owner + 1
 
-    def done(self) -> bool:
-        """Say that it is answered; give whether nobody waits for its answers any more: then it is
-        to leave."""
+    def done(self) -> int:
+        """Say that it is answered; give 0, or 1 if nobody waits for its answers any more: then it
+        is to leave."""
         self._numbers[0] = 0
-        return self._numbers[4] != 0
+        return self._numbers[4]
 
     @property
     def since(self) -> int:

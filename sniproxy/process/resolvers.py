@@ -18,6 +18,7 @@ from sniproxy.log.log import Log
 from sniproxy.process.board import HELD, NO_PROCESS, Board
 from sniproxy.process.signals import SIGNALS
 from sniproxy.process.warden import AGAIN, Warden, leaving
+from sniproxy.resolver.answer import HOSTS_DIRECTORY_HANGS
 from sniproxy.resolver.hosts import Hosts
 
 _MOST_DESCRIPTORS = 1 << 20
@@ -59,7 +60,7 @@ class Resolvers:
         why = self._board.trouble
         if why >= NO_PROCESS:
             return f"no_resolver {os.strerror(why - NO_PROCESS)}"
-        return "hosts_directory_hangs" if why == HELD else ""
+        return HOSTS_DIRECTORY_HANGS if why == HELD else ""
 
     def start(self) -> bool:
         """Start the warden; say whether that was possible."""

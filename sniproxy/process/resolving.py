@@ -8,13 +8,13 @@ goes into before it does.
 import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from resource import RUSAGE_SELF, getrusage, struct_rusage
 from socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, SocketType
 from time import monotonic_ns
 
-from sniproxy.process.board import Board, Place
-from sniproxy.resolver.answer import LONGEST, Answer, Outcome, answer, asked
+from sniproxy.process.board import HELD, Board, Place
+from sniproxy.resolver.answer import LONGEST, Answer, Outcome, answer, asked, knowing
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
 
@@ -34,6 +34,8 @@ MOST_ACCOUNTS = 1024
 """Owners who are slow at the same time and still watched."""
 
 GO = b"!"
+CAREFULLY = b"?"
+"""The same, after one has slept in the hosts directory itself."""
 _WAKES = 4096
 """Times that one was woken, at most, that are as good as one."""
 
@@ -69,14 +71,20 @@ class Resolver:
         """Nanoseconds too many that an owner has had, and at which time that was so."""
         self._owner = 0
         """Whose entry was gone into last for the question under way."""
+        self._known: int | None = None
+        """Whose it was when it was reached before, if that is said."""
         hosts.entering = self._enter
 
     def run(self) -> None:
         """Wait to be needed, and answer until the proxy, or the warden, has no more use for it."""
-        if self._warden.recv(len(GO)) != GO:
+        go = self._warden.recv(len(GO))
+        if not go:
             return
+        take: Callable[[int, int], bytes] = self._questions.recv
+        if go == CAREFULLY:
+            take = self._take_known
+            self._hosts.owner = self._known_owner  # type: ignore[method-assign]
         hosts, board, place, epoch = self._hosts, self._board, self._place, self._epoch
-        take = self._questions.recv
         while True:
             try:
                 message = take(LONGEST, MSG_DONTWAIT)
@@ -103,6 +111,23 @@ class Resolver:
             spent = monotonic_ns() - begun
             if spent > NORMAL:
                 self._account(taken(used, spent) - NORMAL)
+
+    def _take_known(self, size: int, flags: int) -> bytes:
+        """Take a question; while the hosts directory is held only one about a host that was
+        reached, and none about others, which whoever asks keeps meanwhile."""
+        while True:
+            message, self._known = knowing(self._questions.recv(size, flags))
+            if not message or self._known is not None or self._board.trouble != HELD:
+                return message
+            number, worker, _, host = asked(message)
+            self._owner = 0
+            self._tell(worker, number, Answer(Outcome.AGAIN, host), None)
+
+    def _known_owner(self, directory: str) -> int:
+        """Give an entry's owner. Should that hang, it is the doing of whose it was."""
+        if self._known is not None:
+            self._enter(self._known)
+        return Hosts.owner(self._hosts, directory)
 
     def _enter(self, owner: int) -> None:
         self._owner = owner

@@ -4,7 +4,8 @@ It looks up nothing itself, so nothing can hold it. It sleeps until somebody wai
 answer: then the resolver that hangs is given up, the one that is ready takes its place, and nobody
 goes into the entries of the owner who holds it until it comes loose. So each owner who does that
 costs one process, whatever the number of names. Where it is the hosts directory itself that is
-held, another would hang likewise, and nobody takes its place.
+held, another would hang likewise, and so those who come after it look up only hosts that were
+reached before: the kernel knows where they are.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, SocketType
 
 from sniproxy.process.board import FOREVER, HELD, NO_PROCESS, PLACES, Bar, Board
-from sniproxy.process.resolving import GO, MINUTE, OWNER, Resolver, trusted
+from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, OWNER, Resolver, trusted
 from sniproxy.resolver.answer import Answer, Outcome, answer
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import hanging
@@ -76,7 +77,8 @@ class Warden:
         self._children: dict[int, _Child] = {}
         self._active: _Child | None = None
         self._spare: _Child | None = None
-        self._held: _Child | None = None
+        self._held: list[_Child] = []
+        self._go = GO
         self._bars: dict[int, Bar] = {}
         self._given_up_at: dict[int, int] = {}
         self._free = list(range(PLACES))
@@ -100,17 +102,16 @@ class Warden:
     def _keep(self) -> float | None:
         """Have one at work and one ready; give the milliseconds until that is to be tried again,
         None where it is so."""
-        if self._held is None:
-            if self._active is None:
-                self._active, self._spare = self._spare or self._start(), None
-                if self._active is not None:
-                    with contextlib.suppress(OSError):  # it has just died
-                        self._active.socket.send(GO)
-                    self._board.trouble = 0
-            if self._active is not None and self._spare is None:
-                self._spare = self._start()
-            if self._active is None or self._spare is None:
-                return max(1.0, (self._not_before - time.monotonic()) * 1000)
+        if self._active is None:
+            self._active, self._spare = self._spare or self._start(), None
+            if self._active is not None:
+                with contextlib.suppress(OSError):  # it has just died
+                    self._active.socket.send(self._go)
+                self._board.trouble = HELD if self._held else 0
+        if self._active is not None and self._spare is None:
+            self._spare = self._start()
+        if self._active is None or self._spare is None:
+            return max(1.0, (self._not_before - time.monotonic()) * 1000)
         return None
 
     def _start(self) -> _Child | None:
@@ -165,8 +166,10 @@ class Warden:
         place.give_up()
         self._active = None
         if owner is None:
-            self._held = child
+            self._held.append(child)
+            self._go = CAREFULLY
             self._board.trouble = HELD
+            self._tell(worker, number, Answer(Outcome.AGAIN, ""))
             return
         child.holder = owner
         self._bar(Bar(owner, now, FOREVER))
@@ -205,8 +208,10 @@ class Warden:
                 self._tell(*place.question, Answer(Outcome.AGAIN, ""))
         if child is self._spare:
             self._spare = None
-        if child is self._held:
-            self._held = None
+        if child in self._held:
+            self._held.remove(child)
+            if not self._held and self._board.trouble == HELD:
+                self._board.trouble = 0
         elif child.holder is not None:
             self._release(child.holder)
         else:

@@ -22,6 +22,11 @@ LONGEST = 512
 """Bytes of a message: a name has 254, twice in no answer."""
 
 
+HOSTS_DIRECTORY_HANGS = "hosts_directory_hangs"
+"""Trouble: who makes hosts in that directory keeps it locked. What the kernel remembers of it can
+be looked up all the same: the names of hosts that were reached before."""
+
+
 class Outcome(enum.IntEnum):
     """What became of a question."""
 
@@ -60,6 +65,19 @@ def asked(message: bytes) -> tuple[int, int, int, str]:
     """Read a question: what ``ask`` was given."""
     number, worker, validates = _QUESTION.unpack_from(message)
     return number, worker, validates, message[_HOST].decode("ascii")
+
+
+def known(message: bytes, owner: int) -> bytes:
+    """Write into a question that its host was reached before, and whose it was."""
+    return message + f" {owner}".encode("ascii")
+
+
+def knowing(message: bytes) -> tuple[bytes, int | None]:
+    """Read that of a question; give the question without it."""
+    if b" " not in message[_HOST]:
+        return message, None
+    question, _, owner = message.rpartition(b" ")
+    return question, int(owner)
 
 
 def answer(number: int, said: Answer, about: int = 0) -> bytes:

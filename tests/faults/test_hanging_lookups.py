@@ -20,6 +20,7 @@ from tests.end_to_end.harness import (
     children,
     directory_name,
     read_exactly,
+    state,
     wait_for,
     wait_until,
 )
@@ -32,6 +33,7 @@ from tests.hello import hello
 __all__ = ["tmp_path"]  # a folder that nobody else walks through
 
 INTERNAL_ERROR = b"\x15\3\3\0\2\2\x50"
+UNRECOGNIZED_NAME = b"\x15\3\3\0\2\2\x70"
 MALLORY, MARVIN = 54_001, 54_002
 READY = 2
 """Resolvers of a proxy at rest: one at work, and one that waits for its turn."""
@@ -185,21 +187,68 @@ def test_each_owner_who_holds_a_directory_costs_one_process(
 
 
 def test_the_hosts_directory_is_held(isolated: Proxy, relayed: Relayed, hold: Hold) -> None:
-    """Nothing can be looked up then; that is all, and over when it is."""
+    """What was never reached can't be looked up then; that is all, and over when it is."""
+    for _ in range(20):  # by each worker
+        ask(isolated)
     held = hold(MALLORY, isolated.hosts)
     for number in range(3):
         refused(isolated, f"never-seen-{number}.example")
     wait_for(isolated, "event=hosts_directory_hangs")
-    assert len(resolvers(isolated)) == READY
+    for _ in range(20):
+        ask(isolated)
+    wait_until(lambda: len(resolvers(isolated)) == READY + 1)
     relayed.goes_on()
     held.release()
     ask(isolated)
     wait_until(lambda: len(resolvers(isolated)) == READY)
+    assert isolated.ask(hello("never-seen-0.example")) == UNRECOGNIZED_NAME
+
+
+@pytest.mark.parametrize("workers", ["1"], indirect=True)
+def test_a_hosts_directory_is_held_by_the_end_of_a_host(
+    isolated: Proxy, hold: Hold, backend_of: Make
+) -> None:
+    """rmdir(2) of a directory that is held waits for it, and has the hosts directory meanwhile,
+    which its user can't even read. Then hosts that were reached are looked up, and for one that is
+    no longer where it was its owner is to blame."""
+    open_to_all(isolated.hosts, 0o1773)
+    for name in ("evil.example", "moved.example"):
+        backend = backend_of(host_of(isolated, MALLORY, name))
+        assert serves(isolated, backend, name)
+    moved = isolated.directory("moved.example")
+    moved.rename(moved.with_name("elsewhere"))
+    evil = isolated.directory("evil.example")
+    held = hold(MALLORY, evil)
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(MALLORY)
+            os.setuid(MALLORY)
+            os.rmdir(evil)
+        finally:
+            os._exit(0)
+    try:
+        wait_until(lambda: state(pid) == "D")
+        refused(isolated, "never-seen.example")
+        ask(isolated)
+        for _ in range(3):
+            refused(isolated, "moved.example")
+            ask(isolated)
+        wait_for(isolated, f"event=owner_hangs host=moved.example uid={MALLORY}")
+        wait_until(lambda: len(resolvers(isolated)) == READY + 2)
+    finally:
+        held.release()
+        os.waitpid(pid, 0)
+    wait_until(lambda: len(resolvers(isolated)) == READY)
+    ask(isolated)
+    assert isolated.ask(hello("never-seen.example")) == UNRECOGNIZED_NAME
 
 
 @pytest.mark.parametrize("mode", [0o1773, 0o1771])
 def test_a_hosts_directory_that_others_cannot_read(isolated: Proxy, hold: Hold, mode: int) -> None:
-    """Nobody but its owner can hold it, though everybody, or a group, can make hosts in it."""
+    """Nobody but its owner can hold it by reading it, though everybody, or a group, can make hosts
+    in it."""
     open_to_all(isolated.hosts, mode)
     os.chown(isolated.hosts, 0, MARVIN)
     with pytest.raises(PermissionError):
