@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from sniproxy.dataplane.barred import BARRED, MOST, Barred
+from sniproxy.dataplane.barred import BARRED, MOST, Barred, word
 from sniproxy.resolver.hosts import OVERFLOW_UID
 from tests.clock import Clock
 from tests.hello import hello
@@ -54,6 +54,17 @@ def test_so_many_and_no_more(plane: Plane) -> None:
     assert len(barred) == MOST
     assert OWNER + 5 in barred
     assert OWNER + 4 not in barred
+
+
+def test_an_owner_by_his_number(plane: Plane) -> None:
+    """As who knows whose a host is says it to those who do not."""
+    for host, owner in (("a.example", OWNER), ("b.example", ANOTHER)):
+        make(host, owner)
+    barred = Barred(plane.hosts.account, lambda: 0)
+    assert word(barred.bar("a.example")) == f"uid={OWNER}"
+    assert barred.bar(f"uid={ANOTHER}") == ANOTHER
+    assert barred.holds("b.example")
+    assert word("a.example") == "a.example"
 
 
 def test_what_is_open_ends_and_who_comes_is_refused(plane: Plane) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.process.board import FOREVER, Bar, Board
-from sniproxy.process.resolving import GO, MINUTE, OWNER, TOO_MUCH, Resolver, taken
-from sniproxy.resolver.answer import Answer, Outcome, answered, ask
+from sniproxy.process.resolving import GO, MINUTE, TOO_MUCH, Resolver, taken
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered, ask
 from sniproxy.resolver.hosts import Hosts
 
 
@@ -97,7 +97,9 @@ def test_for_another_warden_nobody_looks(world: World) -> None:
     assert world.run("a.example", "b.example") == [(0, Answer(Outcome.AGAIN, "a.example"))]
 
 
-@pytest.mark.parametrize(("slow", "reason"), [(0, "owner_hangs"), (1, "owner_slow")])
+@pytest.mark.parametrize(
+    ("slow", "reason"), [(0, "owner_hangs"), (1, "owner_slow"), (2, "owner_barred")]
+)
 def test_who_is_barred(world: World, slow: int, reason: str) -> None:
     pathlib.Path("a.example").mkdir()
     mine = os.geteuid()

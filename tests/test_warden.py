@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.process.board import FOREVER, HELD, Board
-from sniproxy.process.resolving import CAREFULLY, MINUTE, OWNER
+from sniproxy.process.resolving import CAREFULLY, MINUTE
 from sniproxy.process.warden import HANGS, Warden, _Child
-from sniproxy.resolver.answer import Outcome, answered
+from sniproxy.resolver.answer import OWNER, Outcome, answered
 from sniproxy.resolver.hosts import Hosts
 
 STRANGER = 54_001

@@ -24,6 +24,7 @@ from socket import (
 )
 from typing import NamedTuple, Protocol
 
+from sniproxy.dataplane.barred import Barred
 from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
@@ -31,6 +32,7 @@ from sniproxy.resolver.answer import (
     HEAD,
     HOSTS_DIRECTORY_HANGS,
     LONGEST,
+    OWNER,
     Answer,
     Outcome,
     answered,
@@ -38,6 +40,7 @@ from sniproxy.resolver.answer import (
     known,
 )
 from sniproxy.resolver.naming import directory_name
+from sniproxy.resolver.reach import OWNER_BARRED
 
 UNDER_WAY = 32
 """Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
@@ -125,7 +128,9 @@ class Asking:
         """Whose entries were whose when they were first reached, of all hosts that have a row."""
         self._stuck: dict[int, tuple[Asker, bytes]] = {}
         """Questions about others, while the hosts directory is held."""
-        self.ask = self._ask
+        self._barred: Barred | None = None
+        self._turned_away: dict[int, Asker] = {}
+        self.ask = self._look_up = self._ask
         self._sweep = Sweep(later, LOOK, self._look)
         poller.attend(desk.answers.fileno(), self._receive)
 
@@ -163,12 +168,37 @@ class Asking:
         """See whether there is trouble, and ask only for what can be looked up in it."""
         trouble = self._desk.trouble()
         if trouble == HOSTS_DIRECTORY_HANGS:
-            self.ask = self._ask_for_known
+            self._look_up = self._ask_for_known
         else:
-            self.ask = self._ask
+            self._look_up = self._ask
             self._unsent |= self._stuck
             self._stuck.clear()
+        self.ask = self._ask_unless_barred if self._barred else self._look_up
         return trouble
+
+    def bar(self, barred: Barred, account: str | int) -> None:
+        """Ask for no host that is ``barred``, and have no resolver connect to one of an owner who
+        has just been: what his backends pass would be closed here, one after the other."""
+        self._barred = barred
+        self._see_trouble()
+        if isinstance(account, int):
+            with contextlib.suppress(OSError):
+                self._desk.warden.send(OWNER.pack(account), MSG_DONTWAIT)
+
+    def _ask_unless_barred(
+        self, asker: Asker, host: str, validates: int, reserve: SocketType | None = None
+    ) -> int:
+        """Do as ``ask`` does, while somebody is barred."""
+        if not self._barred:
+            self._see_trouble()
+        elif self._barred.holds(directory_name(host)):
+            self._sweep.wake()
+            number = next(self._numbers)
+            self._turned_away[number] = asker
+            if reserve is not None:
+                reserve.close()
+            return number
+        return self._look_up(asker, host, validates, reserve)
 
     def note(self, directory: str, owner: int) -> None:
         """Remember whose an entry is."""
@@ -181,6 +211,7 @@ class Asking:
         self._under_way.pop(number, None)
         self._unsent.pop(number, None)
         self._stuck.pop(number, None)
+        self._turned_away.pop(number, None)
         self._give_way(number)
 
     def _give_way(self, number: int) -> None:
@@ -263,6 +294,9 @@ class Asking:
     def _look(self) -> bool:
         """See who waits in vain; say whether anybody waits."""
         trouble = self._see_trouble()
+        turned_away, self._turned_away = self._turned_away, {}
+        for asker in turned_away.values():
+            self._poller.guard(asker, functools.partial(asker.unanswered, OWNER_BARRED))
         self._send_more()
         oldest = next(iter(self._under_way), 0)
         if oldest and oldest == self._oldest:

@@ -11,6 +11,14 @@ MOST = 1024
 """Accounts that are barred at the same time; one more lets the first go."""
 
 
+_UID = "uid="
+
+
+def word(account: str | int) -> str:
+    """Write whom to bar for other processes, which may not know whose a host is."""
+    return account if isinstance(account, str) else f"{_UID}{account}"
+
+
 class Barred(dict[str | int, float]):
     """The accounts that are barred (``Hosts.account``), and until when by ``clock``. Empty where
     nobody has to be asked for."""
@@ -20,9 +28,10 @@ class Barred(dict[str | int, float]):
         self._account = account
         self._clock = clock
 
-    def bar(self, directory: str) -> str | int:
-        """Bar on whose account a host goes; give that."""
-        account = self.account(directory)
+    def bar(self, whom: str) -> str | int:
+        """Bar on whose account a host goes, or an owner (``word``); give that."""
+        owner = whom.removeprefix(_UID)
+        account = self.account(whom) if owner == whom else int(owner)
         self.pop(account, None)
         while len(self) >= MOST:
             del self[next(iter(self))]

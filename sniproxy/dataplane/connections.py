@@ -11,7 +11,7 @@ from socket import SocketType
 from typing import Protocol
 
 from sniproxy.dataplane.asking import Asking
-from sniproxy.dataplane.barred import Barred
+from sniproxy.dataplane.barred import Barred, word
 from sniproxy.dataplane.counts import ACCEPTED, DOWN, UP, Counts, Numbers
 from sniproxy.dataplane.hourly import Hourly
 from sniproxy.dataplane.loops import Loops
@@ -136,7 +136,8 @@ class Connections:
         process looks up nothing."""
         if self.asking is None:
             return self.hosts.account(directory)
-        return self.hosts.account_of(directory, self.asking.owners.get(directory, 0))
+        known = self.asking.reached.get(directory, 0)
+        return self.hosts.account_of(directory, self.asking.owners.get(directory, known))
 
     def row(self, directory: str, owner: Callable[[], int]) -> Numbers:
         """Give what a host is counted in. Whose it is (uid) is asked for the first time only."""
@@ -144,7 +145,9 @@ class Connections:
         if row is None:
             uid = owner()
             row = self.counts.host(directory, self.hosts.account_of(directory, uid))
-            if self.asking is not None and row is not self.counts.hosts.first:
+            if self.asking is not None and row is self.counts.hosts.first:
+                self.asking.note(directory, uid)
+            elif self.asking is not None:
                 self.asking.reached[directory] = uid
         return row
 
@@ -223,10 +226,13 @@ class Connections:
             self._refused_lately.clear()
         return False
 
-    def bar(self, directory: str) -> None:
-        """Refuse the owner of a host for a while, and end what is open to hosts of his."""
-        account = self.barred.bar(directory)
-        accounts = {directory: account}
+    def bar(self, whom: str) -> str:
+        """Refuse the owner of a host for a while, and end what is open to hosts of his; say to
+        others whom to bar."""
+        account = self.barred.bar(whom)
+        if self.asking is not None:
+            self.asking.bar(self.barred, account)
+        accounts = {whom: account}
         for watcher in self.poller.watchers():
             host = getattr(watcher, "host", "")
             if isinstance(watcher, End) and host:
@@ -235,6 +241,7 @@ class Connections:
                 if accounts[host] == account:
                     end = functools.partial(self.relay.end, watcher, "barred")
                     self.poller.guard(watcher, end)
+        return word(account)
 
     def close_all(self) -> int:
         """End all connections now; say how many there were."""

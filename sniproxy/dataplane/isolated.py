@@ -18,7 +18,7 @@ from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.resolver.answer import UNSURE, Answer, Outcome
 from sniproxy.resolver.naming import ACME_SOCKET, NO_SERVER_NAME, directory_name
-from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW
+from sniproxy.resolver.reach import OWNER_BARRED, OWNER_HANGS, OWNER_SLOW
 
 _REACHED = int(Outcome.REACHED)
 
@@ -245,6 +245,8 @@ class IsolatedArrival(Arrival):
             refused = Refusal(Alert(said.alert), said.reason)
         if said.reason in (OWNER_HANGS, OWNER_SLOW):
             self._connections.log.warning(said.reason, host=self._line, uid=said.owner)
+            self.refuse(refused)
+        elif said.reason == OWNER_BARRED:
             self.refuse(refused)
         else:
             error = said.error

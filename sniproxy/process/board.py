@@ -32,8 +32,8 @@ _OF_A_PLACE = 5
 
 
 class Bar(NamedTuple):
-    """Between two times nobody goes into the entries of an ``owner``; ``slow`` if that is not for
-    one of them that hangs, but for the sum of many look-ups."""
+    """Between two times nobody goes into the entries of an ``owner``; ``slow`` is 0 if that is
+    for one of them that hangs, 1 for the sum of many look-ups, 2 for what their backends pass."""
 
     owner: int
     since: int

@@ -14,9 +14,9 @@ from socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, SocketType
 from time import monotonic_ns
 
 from sniproxy.process.board import HELD, Board, Place
-from sniproxy.resolver.answer import LONGEST, Answer, Outcome, answer, asked, knowing
+from sniproxy.resolver.answer import LONGEST, OWNER, Answer, Outcome, answer, asked, knowing
 from sniproxy.resolver.hosts import Hosts
-from sniproxy.resolver.reach import OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
+from sniproxy.resolver.reach import OWNER_BARRED, OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
 
 NORMAL = 1_000_000
 """Nanoseconds that the look-ups of one question may take, at work or asleep: 20 times what they do.
@@ -39,8 +39,9 @@ CAREFULLY = b"?"
 _WAKES = 4096
 """Times that one was woken, at most, that are as good as one."""
 
+_REASONS = OWNER_HANGS, OWNER_SLOW, OWNER_BARRED
+
 _DESCRIPTOR = struct.Struct("i")
-OWNER = struct.Struct("=I")
 
 
 class Resolver:
@@ -136,7 +137,7 @@ class Resolver:
         if bar is not None:
             hanging = not bar.slow
             passes = hanging and monotonic_ns() - bar.since < GRACE
-            raise Barred(owner, OWNER_HANGS if hanging else OWNER_SLOW, passes=passes)
+            raise Barred(owner, _REASONS[bar.slow], passes=passes)
 
     def _tell(self, worker: int, number: int, said: Answer, backend: SocketType | None) -> None:
         message, answers = answer(number, said, self._owner), self._answers[worker]

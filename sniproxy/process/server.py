@@ -138,9 +138,9 @@ class Server:
         for listener in self._listeners:
             listener.look()
 
-    def bar(self, directory: str) -> None:
+    def bar(self, whom: str) -> None:
         """Refuse the owner of a host for a while, who has had another process sleep."""
-        self._connections.bar(directory)
+        self._connections.bar(whom)
 
     def refresh(self, then: Then) -> None:
         """Look at what is open, for the counts; call ``then`` a little later."""
@@ -305,9 +305,9 @@ class Server:
 
     def _refuse(self, directory: str) -> None:
         if directory:
-            self.bar(directory)
+            whom = self._connections.bar(directory)
             if self._supervised:
-                self._report(BAR, host=directory)
+                self._report(BAR, host=whom)
 
     def _hangs(self, step: Step) -> None:
         """Tell that this process sleeps, and nothing wakes it, from another thread: the log is

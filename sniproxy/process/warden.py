@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, SocketType
 
 from sniproxy.process.board import FOREVER, HELD, NO_PROCESS, PLACES, Bar, Board
-from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, OWNER, Resolver, trusted
-from sniproxy.resolver.answer import Answer, Outcome, answer
+from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, Resolver, trusted
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answer
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import hanging
 
@@ -94,10 +94,14 @@ class Warden:
             for fd, _ in self._poll.poll(pause):
                 if fd != self._bell.fileno():
                     self._hear(self._children[fd])
-                elif self._bell.recv(1):
-                    self._look()
-                else:
+                    continue
+                message = self._bell.recv(OWNER.size)
+                if not message:
                     return
+                if len(message) == OWNER.size:
+                    self._bar_for_a_minute(message, 2)
+                else:
+                    self._look()
 
     def _keep(self) -> float | None:
         """Have one at work and one ready; give the milliseconds until that is to be tried again,
@@ -190,11 +194,17 @@ class Warden:
         with contextlib.suppress(ConnectionError):
             message = child.socket.recv(OWNER.size)
         if message:
-            (owner,) = OWNER.unpack(message)
-            now = time.monotonic_ns()
-            self._bar(Bar(owner, now, now + MINUTE, 1))
-            return
-        self._ended(child)
+            self._bar_for_a_minute(message, 1)
+        else:
+            self._ended(child)
+
+    def _bar_for_a_minute(self, message: bytes, slow: int) -> None:
+        """Bar an owner, unless he is for longer."""
+        (owner,) = OWNER.unpack(message)
+        now = time.monotonic_ns()
+        bar = self._bars.get(owner)
+        if bar is None or bar.until < now + MINUTE:
+            self._bar(Bar(owner, now, now + MINUTE, slow))
 
     def _ended(self, child: _Child) -> None:
         self._poll.unregister(child.socket.fileno())

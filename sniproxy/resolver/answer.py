@@ -18,6 +18,9 @@ HEAD = struct.Struct("=QBBBiI")
 """What an answer begins with: the number of the question, outcome, version, alert, errno, owner.
 Nothing more is the usual answer: the host's own entry serves it, by its first socket."""
 
+OWNER = struct.Struct("=I")
+"""A message to the warden: whose entries nobody is to go into for a minute."""
+
 LONGEST = 512
 """Bytes of a message: a name has 254, twice in no answer."""
 

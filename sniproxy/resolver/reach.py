@@ -14,7 +14,9 @@ from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, directory_name
 
 OWNER_HANGS = "owner_hangs"
 OWNER_SLOW = "owner_slow"
-"""Reasons for a refusal: one of the owner's entries is not answered, or all are answered late."""
+OWNER_BARRED = "owner_barred"
+"""Reasons for a refusal: one of the owner's entries is not answered, or all are answered late, or
+a backend of his has passed descriptors."""
 
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value

@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import struct
@@ -169,6 +170,51 @@ def test_descriptors_whose_close_does_not_last(
         eventually(lambda: all(refused(proxy) for _ in range(20)), "the owner is served")
         honest.sendall(b"?")
         assert read_exactly(honest, 1) == b"?"
+    for stream in streams:
+        stream.close()
+
+
+def test_where_look_ups_are_isolated(unharmed: Start, backend_of: Callable[..., Backend]) -> None:
+    """There it is not the worker that connects, and who is barred is connected to by nobody: what
+    he passes then would be closed with the connection, again and again."""
+    proxy = unharmed(preexec=an_older_kernel, SNIPROXY_ISOLATE="1")
+    names = HOSTILE, "worse.example"
+    backends = []
+    for name in names:
+        os.chown(proxy.directory(name), OWNER, -1)
+        backends.append(backend_of(proxy.directory(name)))
+
+    def begin(name: str) -> socket.socket:
+        wire = hello(name)
+        client = proxy.connect()
+        client.sendall(wire[:11] + os.urandom(32) + wire[43:])
+        return client
+
+    # Several, for each worker to have some.
+    clients = [begin(name) for name in names * 4]
+    streams = [backend.accept() for backend in backends * 4]
+    for stream in streams:
+        stream.recv(9999)
+    read, write = os.pipe()
+    pass_on(streams[0], [write])
+    for client in clients:
+        assert read_all(client) == b""
+        client.close()
+    os.close(read)
+
+    def are_refused() -> bool:
+        answers = []
+        for name in names * 5:
+            with begin(name) as client:
+                answers.append(read_all(client))
+        return answers == [REFUSED] * len(answers)
+
+    eventually(are_refused, "the owner is served")
+    listening = [backend.listening for backend in backends]
+    for one in select.select(listening, [], [], 0)[0]:  # of a worker that learned of it meanwhile
+        one.accept()[0].close()
+    assert are_refused()
+    assert not select.select(listening, [], [], 0)[0]
     for stream in streams:
         stream.close()
 
