@@ -407,6 +407,25 @@ def test_the_host_that_has_the_most_loses_one_to_a_host_that_has_fewer(
     assert spares(plane) == SPARES
 
 
+def test_who_is_not_known_yet_takes_from_the_host_that_has_the_most(
+    crowd_of: Make, plane: Plane, tmp_path: pathlib.Path
+) -> None:
+    """All that is held back may be lent, for as long as others look something up."""
+    crowd = three_hosts(crowd_of, plane, tmp_path)
+    other = crowd.join("", hello("b.example"))
+    clients = [crowd.join("") for _ in range(4)]
+    plane.connections.shares._census()
+    plane.clock.advance(1)
+    for client in clients:
+        client.sendall(b"more")
+    plane.turn(9)
+    crowd.lose_spares()
+    crowd.fill()
+    assert plane.connections.shares.lend()
+    assert crowd.is_relayed(other)
+    assert sum(map(crowd.is_relayed, clients)) == 3
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_a_default_is_one_host_for_all_names(
     crowd_of: Make, plane: Plane, tmp_path: pathlib.Path, counted: bool

@@ -192,7 +192,7 @@ class Shares:
                 return False
             if oldest.bid() is not True:
                 self._end(oldest)
-        elif not dealing or not self._end_one_of(self._known.addresses, 0):
+        elif not dealing or not self._end_one_of_the_most():
             return False
         self.restore()
         return self._lend()
@@ -277,6 +277,13 @@ class Shares:
             self._end_one_of(hosts, own, client)
             self.restore()
         return True
+
+    def _end_one_of_the_most(self) -> bool:
+        """End one of who has the most, for somebody who is not known yet: of the host, where
+        addresses tell nothing."""
+        known = self._known
+        one = len(known.addresses) == 1
+        return (one and self._end_one_of(known.hosts, 0)) or self._end_one_of(known.addresses, 0)
 
     def _end_one_of(self, holdings: Holdings, own: int, newcomer: SocketType | None = None) -> bool:
         victim = holdings.take(own, self._last)
