@@ -11,6 +11,8 @@ from sniproxy.resolver.answer import (
     answered,
     ask,
     asked,
+    knowing,
+    known,
 )
 from sniproxy.resolver.naming import ACME_SOCKET
 
@@ -22,6 +24,15 @@ def test_a_question_is_read_as_it_was_written(host: str) -> None:
     question = 2**64 - 1, 1023, UNSURE, host
     assert asked(ask(*question)) == question
     assert len(ask(*question)) <= LONGEST
+
+
+@pytest.mark.parametrize("owner", [0, 2**32 - 1])
+def test_a_question_may_say_whose_its_host_was(owner: int) -> None:
+    """Whatever the number before the name is made of."""
+    message = ask(int.from_bytes(b" " * 8), 0x2020, UNSURE, LONG)
+    assert knowing(message) == (message, None)
+    assert knowing(known(message, owner)) == (message, owner)
+    assert len(known(message, owner)) <= LONGEST
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from sniproxy.dataplane.asking import LOOK, LOST, PATIENCE_IN_TROUBLE, UNDER_WAY, Asking
-from sniproxy.resolver.answer import Answer, Outcome, answer
+from sniproxy.dataplane.barred import BARRED, Barred
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answer
 from tests.desk import Counter, Question
 from tests.plane import Plane
 
@@ -216,3 +217,80 @@ def test_a_question_that_may_be_lost_is_asked_once_more(world: World) -> None:
     world.trouble = "hosts_directory_hangs"
     world.plane.clock.advance(LOOK)
     assert (early.again, late.again) == (1, 0)
+
+
+STRANGER = 54_001
+HELD = "hosts_directory_hangs"
+
+
+def test_while_the_hosts_directory_is_held(world: World) -> None:
+    """Only what was reached before is asked for, and whose it was is said; others wait here."""
+    known, unknown, early = Asker(), Asker(), Asker()
+    world.asking.reached["a.example"] = STRANGER
+    first = world.asking.ask(early, "b.example", 0)
+    world.take()
+    world.trouble = HELD
+    world.reply(first, Answer(Outcome.AGAIN, "b.example"))  # seen at once, without a look
+    number = world.asking.ask(known, "a.example", 1)
+    late = world.asking.ask(unknown, "b.example", 0)
+    assert world.take() == [Question(number, 3, 1, f"a.example {STRANGER}")]
+    world.asking.forget(world.asking.ask(Asker(), "c.example", 0))
+    world.plane.clock.advance(LOOK)
+    assert not unknown.end
+    world.trouble = ""
+    world.plane.clock.advance(LOOK)
+    assert world.take() == [Question(late, 3, 0, "b.example")]
+    world.asking.ask(Asker(), "a.example", 0)
+    assert [one.host for one in world.take()] == ["a.example"]
+
+
+def test_a_full_queue_while_the_hosts_directory_is_held(world: World) -> None:
+    world.asking.reached["a.example"] = STRANGER
+    world.trouble = HELD
+    askers = [Asker() for _ in range(UNDER_WAY + 2)]
+    world.asking.ask(askers[0], "", 0)
+    world.plane.clock.advance(LOOK)
+    for asker in askers[1:]:
+        world.asking.ask(asker, "a.example", 0)
+    before = world.take()
+    assert len(before) == UNDER_WAY
+    world.reply(before[0].number, FOUND)
+    assert [one.host for one in world.take()] == [f"a.example {STRANGER}"]
+
+
+def test_who_was_never_reached_is_told_after_a_second(world: World) -> None:
+    known, unknown = Asker(), Asker()
+    world.asking.reached["a.example"] = STRANGER
+    world.trouble = HELD
+    world.asking.ask(Asker(), "", 0)
+    world.plane.clock.advance(LOOK)
+    world.asking.ask(known, "a.example", 0)
+    world.asking.ask(unknown, "b.example", 0)
+    for _ in range(PATIENCE_IN_TROUBLE):
+        world.plane.clock.advance(LOOK)
+    assert (known.end, unknown.end) == ("", HELD)
+
+
+@pytest.mark.parametrize("account", ["a.example", STRANGER])
+def test_who_is_barred_is_not_asked_for(world: World, account: str | int) -> None:
+    """For as long as that lasts; and of an owner no resolver enters an entry."""
+    whose = {"a.example": account, "b.example": "b.example"}
+    barred = Barred(lambda directory: whose[directory], lambda: world.plane.clock.now)
+    world.asking.bar(barred, barred.bar("a.example"))
+    if account == STRANGER:
+        assert OWNER.unpack(world.bell.recv(9)) == (STRANGER,)
+    with pytest.raises(BlockingIOError):
+        world.bell.recv(9)
+    asker, forgotten, reserve = Asker(), Asker(), socket.socket()
+    world.asking.ask(asker, "a.example", 0, reserve)
+    assert reserve.fileno() == -1
+    world.asking.forget(world.asking.ask(forgotten, "a.example", 0))
+    assert not asker.end
+    world.asking.ask(Asker(), "b.example", 0)
+    assert [one.host for one in world.take()] == ["b.example"]
+    world.plane.clock.advance(LOOK)
+    assert (asker.end, forgotten.end) == ("owner_barred", "")
+    world.plane.clock.advance(BARRED)
+    for _ in range(2):
+        world.asking.ask(Asker(), "a.example", 0)
+    assert [one.host for one in world.take()] == ["a.example"] * 2

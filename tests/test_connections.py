@@ -6,6 +6,8 @@ import socket
 import pytest
 
 from sniproxy.dataplane import connections, farewell
+from sniproxy.dataplane.asking import Asking
+from tests.desk import Counter
 from tests.end_to_end.harness import reset
 from tests.hello import hello, message, records, server_name
 from tests.plane import Plane, alert
@@ -79,6 +81,41 @@ def test_undecided_hellos_have_a_limit_together(
     plane.client(start)
     plane.turn()
     assert plane.connections.totals.refused["evicted"] == 1
+
+
+def test_who_is_barred_is_told_to_others_by_what_they_know(plane: Plane) -> None:
+    """A process that looks up nothing itself knows whose a host is from when it was first reached,
+    or from what was answered about it since."""
+    shared = plane.connections
+    log, later = shared.log, plane.clock.later
+    counter = Counter(0)
+    shared.asking = Asking(counter.desk, plane.poller, log, later)
+    rows = {host: shared.row(host, lambda: 54_001) for host in ("a.example", "b.example")}
+    assert shared.row("a.example", lambda: 1 // 0) is rows["a.example"]
+    assert shared.account("a.example") == shared.account("b.example") == 54_001
+    shared.asking.note("b.example", 54_002)
+    assert shared.account("b.example") == 54_002
+    assert shared.bar("a.example") == "uid=54001"
+    assert shared.barred.holds("a.example")
+    assert not shared.barred.holds("b.example")
+    assert shared.bar("uid=54002") == "uid=54002"
+    assert shared.barred.holds("b.example")
+    plane.poller.forget(counter.desk.answers.fileno())
+    for one in counter.sockets:
+        one.close()
+
+
+def test_what_is_open_to_a_barred_host_ends(plane: Plane) -> None:
+    names = ("a.example", "b.example")
+    for name in names:
+        plane.backend(name)
+    barred, other = (plane.client(hello(name)) for name in names)
+    plane.until(lambda: plane.connections.totals.open == 2)
+    assert plane.connections.bar("a.example") == "a.example"  # root's, whom everybody trusts
+    assert plane.read(barred, 9) == b""
+    other.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        other.recv(9)
 
 
 def test_what_nobody_expected_ends_one_connection(plane: Plane) -> None:
