@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.process.board import FOREVER, Bar, Board
-from sniproxy.process.resolving import GO, MINUTE, TOO_MUCH, Resolver, taken
-from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered, ask
+from sniproxy.process.board import FOREVER, HELD, Bar, Board
+from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, TOO_MUCH, Resolver, taken
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered, ask, known
 from sniproxy.resolver.hosts import Hosts
 
 
@@ -32,12 +32,12 @@ class World:
             self.hosts, self.board, self.place, theirs, woken, [back], self.its
         )
 
-    def run(self, *hosts: str) -> list[tuple[int, Answer]]:
+    def run(self, *hosts: str, go: bytes = GO) -> list[tuple[int, Answer]]:
         """Ask, and answer all; give what was answered."""
         for number, host in enumerate(hosts):
             self.questions.send(ask(number, 0, 0, host))
         self.questions.shutdown(socket.SHUT_WR)
-        self.warden.send(GO)
+        self.warden.send(go)
         self.resolver.run()
         self.answers.setblocking(False)
         said = []
@@ -132,6 +132,42 @@ def test_who_is_slow_is_told_of(world: World) -> None:
             assert world.warden.recv(9) == OWNER.pack(owner)
         with pytest.raises(BlockingIOError):
             world.warden.recv(9)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
+@pytest.mark.parametrize("count", [1, 2])
+def test_who_is_slow_again_is_counted(world: World, count: int) -> None:
+    """What a process uses is asked for only where something was slow before."""
+    pathlib.Path("a.example").mkdir()
+    os.chown("a.example", 54_001, -1)
+    owner = world.hosts.owner
+
+    def slowly(directory: str) -> int:
+        select.select([], [], [], 0.005)
+        return owner(directory)
+
+    world.hosts.owner = slowly  # type: ignore[method-assign]
+    world.run(*["a.example"] * count)
+    assert [*world.resolver._owed] == [54_001] * (count - 1)
+
+
+def test_while_the_hosts_directory_is_held(world: World) -> None:
+    """Only hosts that were reached are looked up, and whose it was is to blame."""
+    pathlib.Path("a.example").mkdir()
+    world.board.trouble = HELD
+    now = time.monotonic_ns()
+    world.board.bar({54_001: Bar(54_001, now - MINUTE, FOREVER)})
+    for owner in (os.geteuid(), 54_001):
+        world.questions.send(known(ask(7, 0, 0, "a.example"), owner))
+    first, second, third = world.run("a.example", go=CAREFULLY)
+    assert first[1].reason == "no_socket"
+    assert (second[1].reason, second[1].owner) == ("owner_hangs", 54_001)
+    assert third == (0, Answer(Outcome.AGAIN, "a.example"))
+
+
+def test_when_the_hosts_directory_is_held_no_more(world: World) -> None:
+    pathlib.Path("a.example").mkdir()
+    assert world.run("a.example", go=CAREFULLY)[0][1].reason == "no_socket"
 
 
 def test_what_a_look_up_has_taken() -> None:
