@@ -29,10 +29,11 @@ def test_a_question_is_read_as_it_was_written(host: str) -> None:
 @pytest.mark.parametrize("owner", [0, 2**32 - 1])
 def test_a_question_may_say_whose_its_host_was(owner: int) -> None:
     """Whatever the number before the name is made of."""
-    message = ask(int.from_bytes(b" " * 8), 0x2020, UNSURE, LONG)
+    question = int.from_bytes(b" " * 8), 0x2020, UNSURE
+    message, said = ask(*question, LONG), ask(*question, known(LONG, owner))
     assert knowing(message) == (message, None)
-    assert knowing(known(message, owner)) == (message, owner)
-    assert len(known(message, owner)) <= LONGEST
+    assert knowing(said) == (message, owner)
+    assert len(said) <= LONGEST
 
 
 @pytest.mark.parametrize(

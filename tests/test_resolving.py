@@ -98,12 +98,12 @@ def test_for_another_warden_nobody_looks(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slow", "reason"), [(0, "owner_hangs"), (1, "owner_slow"), (2, "owner_barred")]
+    ("why", "reason"), [(0, "owner_hangs"), (1, "owner_slow"), (2, "owner_barred")]
 )
-def test_who_is_barred(world: World, slow: int, reason: str) -> None:
+def test_who_is_barred(world: World, why: int, reason: str) -> None:
     pathlib.Path("a.example").mkdir()
     mine = os.geteuid()
-    world.board.bar({mine: Bar(mine, time.monotonic_ns() - MINUTE, FOREVER, slow)})
+    world.board.bar({mine: Bar(mine, time.monotonic_ns() - MINUTE, FOREVER, why)})
     ((_, said),) = world.run("a.example")
     assert (said.outcome, said.reason, said.owner) == (Outcome.REFUSED, reason, mine)
 
@@ -158,7 +158,7 @@ def test_while_the_hosts_directory_is_held(world: World) -> None:
     now = time.monotonic_ns()
     world.board.bar({54_001: Bar(54_001, now - MINUTE, FOREVER)})
     for owner in (os.geteuid(), 54_001):
-        world.questions.send(known(ask(7, 0, 0, "a.example"), owner))
+        world.questions.send(ask(7, 0, 0, known("a.example", owner)))
     first, second, third = world.run("a.example", go=CAREFULLY)
     assert first[1].reason == "no_socket"
     assert (second[1].reason, second[1].owner) == ("owner_hangs", 54_001)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.process.board import FOREVER, HELD, Board
+from sniproxy.process.board import FOREVER, HELD, SLOW, Board
 from sniproxy.process.resolving import CAREFULLY, MINUTE
 from sniproxy.process.warden import HANGS, Warden, _Child
 from sniproxy.resolver.answer import OWNER, Outcome, answered
@@ -112,7 +112,7 @@ def test_who_is_slow_is_barred_for_a_minute(world: World) -> None:
     theirs.close()
     bar = world.board.barred(STRANGER)
     assert bar is not None
-    assert bar.slow
+    assert bar.why == SLOW
     world.end(child)
 
 

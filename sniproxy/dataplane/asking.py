@@ -30,7 +30,6 @@ from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.resolver.answer import (
     HEAD,
-    HOSTS_DIRECTORY_HANGS,
     LONGEST,
     OWNER,
     Answer,
@@ -40,7 +39,7 @@ from sniproxy.resolver.answer import (
     known,
 )
 from sniproxy.resolver.naming import directory_name
-from sniproxy.resolver.reach import OWNER_BARRED
+from sniproxy.resolver.reach import HOSTS_DIRECTORY_HANGS, OWNER_BARRED
 
 UNDER_WAY = 32
 """Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
@@ -152,16 +151,14 @@ class Asking:
         self, asker: Asker, host: str, validates: int, reserve: SocketType | None = None
     ) -> int:
         """Do as ``ask`` does, while the hosts directory is held."""
+        owner = self.reached.get(directory_name(host))
+        if owner is not None:
+            return self._ask(asker, known(host, owner), validates, reserve)
         self._sweep.wake()
         number = next(self._numbers)
         if reserve is not None:
             self._reserves[number] = reserve
-        message = ask(number, self._worker, validates, host)
-        owner = self.reached.get(directory_name(host))
-        if owner is None:
-            self._stuck[number] = asker, message
-        elif not self._sent(number, asker, known(message, owner)):
-            self._unsent[number] = asker, known(message, owner)
+        self._stuck[number] = asker, ask(number, self._worker, validates, host)
         return number
 
     def _see_trouble(self) -> str:

@@ -224,7 +224,7 @@ class IsolatedArrival(Arrival):
         received = self._received or b""
         directory = directory_name(self.entry)
         if connections.barred and connections.barred.holds(directory):
-            self.refuse(Refusal(Alert.INTERNAL_ERROR, "owner_barred"))
+            self.refuse(Refusal(Alert.INTERNAL_ERROR, OWNER_BARRED))
             return
         if self._repeated and connections.loops.full(directory):
             backend.close()

@@ -31,14 +31,18 @@ _PLACES = _BARS + MOST_BARS * _OF_A_BAR
 _OF_A_PLACE = 5
 
 
+HANGING, SLOW, PASSING = range(3)
+"""Why somebody is barred."""
+
+
 class Bar(NamedTuple):
-    """Between two times nobody goes into the entries of an ``owner``; ``slow`` is 0 if that is
-    for one of them that hangs, 1 for the sum of many look-ups, 2 for what their backends pass."""
+    """Between two times nobody goes into the entries of an ``owner``, for one of them that hangs
+    (``why`` is ``HANGING``), the sum of many look-ups, or what their backends pass."""
 
     owner: int
     since: int
     until: int
-    slow: int = 0
+    why: int = HANGING
 
 
 class Board:

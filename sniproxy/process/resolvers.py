@@ -18,8 +18,8 @@ from sniproxy.log.log import Log
 from sniproxy.process.board import HELD, NO_PROCESS, Board
 from sniproxy.process.signals import SIGNALS
 from sniproxy.process.warden import AGAIN, Warden, leaving
-from sniproxy.resolver.answer import HOSTS_DIRECTORY_HANGS
 from sniproxy.resolver.hosts import Hosts
+from sniproxy.resolver.reach import HOSTS_DIRECTORY_HANGS
 
 _MOST_DESCRIPTORS = 1 << 20
 """What a process has open at most, where nobody has raised it (fs.nr_open)."""

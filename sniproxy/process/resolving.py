@@ -13,7 +13,7 @@ from resource import RUSAGE_SELF, getrusage, struct_rusage
 from socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, SocketType
 from time import monotonic_ns
 
-from sniproxy.process.board import HELD, Board, Place
+from sniproxy.process.board import HANGING, HELD, PASSING, SLOW, Board, Place
 from sniproxy.resolver.answer import LONGEST, OWNER, Answer, Outcome, answer, asked, knowing
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import OWNER_BARRED, OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
@@ -39,7 +39,7 @@ CAREFULLY = b"?"
 _WAKES = 4096
 """Times that one was woken, at most, that are as good as one."""
 
-_REASONS = OWNER_HANGS, OWNER_SLOW, OWNER_BARRED
+_REASONS = {HANGING: OWNER_HANGS, SLOW: OWNER_SLOW, PASSING: OWNER_BARRED}
 
 _DESCRIPTOR = struct.Struct("i")
 
@@ -140,9 +140,8 @@ class Resolver:
         self._place.enter(owner)
         bar = self._board.barred(owner)
         if bar is not None:
-            hanging = not bar.slow
-            passes = hanging and monotonic_ns() - bar.since < GRACE
-            raise Barred(owner, _REASONS[bar.slow], passes=passes)
+            passes = bar.why == HANGING and monotonic_ns() - bar.since < GRACE
+            raise Barred(owner, _REASONS[bar.why], passes=passes)
 
     def _tell(self, worker: int, number: int, said: Answer, backend: SocketType | None) -> None:
         message, answers = answer(number, said, self._owner), self._answers[worker]

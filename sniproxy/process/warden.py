@@ -17,7 +17,7 @@ from _socket import socketpair
 from collections.abc import Iterator, Sequence
 from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, SocketType
 
-from sniproxy.process.board import FOREVER, HELD, NO_PROCESS, PLACES, Bar, Board
+from sniproxy.process.board import FOREVER, HELD, NO_PROCESS, PASSING, PLACES, SLOW, Bar, Board
 from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, Resolver, trusted
 from sniproxy.resolver.answer import OWNER, Answer, Outcome, answer
 from sniproxy.resolver.hosts import Hosts
@@ -99,7 +99,7 @@ class Warden:
                 if not message:
                     return
                 if len(message) == OWNER.size:
-                    self._bar_for_a_minute(message, 2)
+                    self._bar_for_a_minute(message, PASSING)
                 else:
                     self._look()
 
@@ -194,17 +194,17 @@ class Warden:
         with contextlib.suppress(ConnectionError):
             message = child.socket.recv(OWNER.size)
         if message:
-            self._bar_for_a_minute(message, 1)
+            self._bar_for_a_minute(message, SLOW)
         else:
             self._ended(child)
 
-    def _bar_for_a_minute(self, message: bytes, slow: int) -> None:
+    def _bar_for_a_minute(self, message: bytes, why: int) -> None:
         """Bar an owner, unless he is for longer."""
         (owner,) = OWNER.unpack(message)
         now = time.monotonic_ns()
         bar = self._bars.get(owner)
         if bar is None or bar.until < now + MINUTE:
-            self._bar(Bar(owner, now, now + MINUTE, slow))
+            self._bar(Bar(owner, now, now + MINUTE, why))
 
     def _ended(self, child: _Child) -> None:
         self._poll.unregister(child.socket.fileno())

@@ -25,11 +25,6 @@ LONGEST = 512
 """Bytes of a message: a name has 254, twice in no answer."""
 
 
-HOSTS_DIRECTORY_HANGS = "hosts_directory_hangs"
-"""Trouble: who makes hosts in that directory keeps it locked. What the kernel remembers of it can
-be looked up all the same: the names of hosts that were reached before."""
-
-
 class Outcome(enum.IntEnum):
     """What became of a question."""
 
@@ -70,9 +65,9 @@ def asked(message: bytes) -> tuple[int, int, int, str]:
     return number, worker, validates, message[_HOST].decode("ascii")
 
 
-def known(message: bytes, owner: int) -> bytes:
-    """Write into a question that its host was reached before, and whose it was."""
-    return message + f" {owner}".encode("ascii")
+def known(host: str, owner: int) -> str:
+    """Write for a question that its host was reached before, and whose it was."""
+    return f"{host} {owner}"
 
 
 def knowing(message: bytes) -> tuple[bytes, int | None]:

@@ -18,6 +18,10 @@ OWNER_BARRED = "owner_barred"
 """Reasons for a refusal: one of the owner's entries is not answered, or all are answered late, or
 a backend of his has passed descriptors."""
 
+HOSTS_DIRECTORY_HANGS = "hosts_directory_hangs"
+"""Trouble: who makes hosts in that directory keeps it locked. What the kernel remembers of it can
+be looked up all the same: the names of hosts that were reached before."""
+
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
 

@@ -98,7 +98,10 @@ def head(status: int, kind: str, *, chunks: bool, policy: str = NOTHING) -> byte
         "X-Content-Type-Options: nosniff",
         "Connection: close",
     ]
-    lines += ["Transfer-Encoding: chunked"] * chunks + ["Allow: GET, HEAD"] * (status == 405)
+    if chunks:
+        lines.append("Transfer-Encoding: chunked")
+    if status == 405:
+        lines.append("Allow: GET, HEAD")
     return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 

@@ -68,12 +68,24 @@ def _of_the_proxy(write: "Writer", seen: Overview) -> Iterator[str]:
     for name, kind, unit, words, value in (
         ("process_start_time", "gauge", "seconds", "When the proxy was started", about.started),
         ("sniproxy_connections_accepted", "counter", "", "Connections accepted", numbers[ACCEPTED]),
-        ("sniproxy_connections_adopted", "counter", "", "Connections taken over", numbers[ADOPTED]),
+        (
+            "sniproxy_connections_adopted",
+            "counter",
+            "",
+            "Connections taken over from the process before",
+            numbers[ADOPTED],
+        ),
         ("sniproxy_open_connections", "gauge", "", "Connections that are open", numbers[OPEN]),
         ("sniproxy_received", "counter", "bytes", "Bytes from clients to backends", seen.sums[UP]),
         ("sniproxy_sent", "counter", "bytes", "Bytes from backends to clients", seen.sums[DOWN]),
         ("sniproxy_workers", "gauge", "", "Processes that proxy", len(seen.processes)),
-        ("sniproxy_worker_restarts", "counter", "", "Workers started again", seen.restarts),
+        (
+            "sniproxy_worker_restarts",
+            "counter",
+            "",
+            "Workers started in place of others that died or hang",
+            seen.restarts,
+        ),
         (
             "sniproxy_log_lines_dropped",
             "counter",
