@@ -3,50 +3,59 @@
 import pytest
 
 from sniproxy.resolver.answer import (
+    BEGINNING,
     LONGEST,
+    NOBODY,
+    TOGETHER,
     UNSURE,
     Answer,
     Outcome,
+    Question,
     answer,
     answered,
+    answers,
     ask,
     asked,
-    knowing,
-    known,
+    number_of,
 )
 from sniproxy.resolver.naming import ACME_SOCKET
 
 LONG = "a" * 254
 
 
-@pytest.mark.parametrize("host", ["", "a.example", LONG])
-def test_a_question_is_read_as_it_was_written(host: str) -> None:
-    question = 2**64 - 1, 1023, UNSURE, host
-    assert asked(ask(*question)) == question
-    assert len(ask(*question)) <= LONGEST
+@pytest.mark.parametrize("owner", [NOBODY, 0, 2**32 - 1])
+@pytest.mark.parametrize("hosts", [[""], ["a.example", "", LONG], [LONG] * TOGETHER])
+def test_questions_are_read_as_they_were_written(hosts: list[str], owner: int) -> None:
+    questions: list[Question] = [
+        ((2**64 - 1 - at, owner, at % (UNSURE + 1)), host) for at, host in enumerate(hosts)
+    ]
+    message = ask(2**64 - 1, 1023, questions)
+    number, worker, read = asked(message)
+    assert (number, worker, [*read]) == (2**64 - 1, 1023, questions)
+    assert len(message) <= LONGEST
 
 
-@pytest.mark.parametrize("owner", [0, 2**32 - 1])
-def test_a_question_may_say_whose_its_host_was(owner: int) -> None:
-    """Whatever the number before the name is made of."""
-    question = int.from_bytes(b" " * 8), 0x2020, UNSURE
-    message, said = ask(*question, LONG), ask(*question, known(LONG, owner))
-    assert knowing(message) == (message, None)
-    assert knowing(said) == (message, owner)
-    assert len(said) <= LONGEST
+SAID = [
+    Answer(Outcome.REACHED, "_.example", 2),
+    Answer(Outcome.REACHED, "", 1),
+    Answer(Outcome.REFUSED, "a.example", 0, 112, "no_such_host", 2),
+    Answer(Outcome.MAY_PASS, "", 0, 80, "owner_hangs", 0, 2**32 - 1),
+    Answer(Outcome.REFUSED, f"{LONG}/{ACME_SOCKET}", 0, 80, "backend_fault", 11),
+]
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        Answer(Outcome.REACHED, "_.example", 2),
-        Answer(Outcome.REACHED, "", 1),
-        Answer(Outcome.REFUSED, "a.example", 0, 112, "no_such_host", 2),
-        Answer(Outcome.MAY_PASS, "", 0, 80, "owner_hangs", 0, 2**32 - 1),
-        Answer(Outcome.REFUSED, f"{LONG}/{ACME_SOCKET}", 0, 80, "backend_fault", 11),
-    ],
-)
-def test_an_answer_is_read_as_it_was_written(said: Answer) -> None:
-    message = answer(7 << 32, said)
-    assert answered(message) == (7 << 32, said)
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("said", [[], *[[one] for one in SAID], SAID, [SAID[-1]] * TOGETHER])
+def test_answers_are_read_as_they_were_written(said: list[Answer], more: bool) -> None:
+    message = answers(7 << 32, [answer(at, one, 5) for at, one in enumerate(said)], more=more)
+    number, to_come, heads, texts = answered(message)
+    assert (number, to_come) == (7 << 32, more)
+    assert number_of(message[:BEGINNING]) == number
+    read = []
+    for at, outcome, version, alert, length, error, owner in heads:
+        assert at == len(read)
+        line, _, reason = texts[:length].partition(" ")
+        texts = texts[length:]
+        read.append(Answer(outcome, line, version, alert, reason, error, owner))
+    assert read == [one if one.owner else one._replace(owner=5) for one in said]
     assert len(message) <= LONGEST

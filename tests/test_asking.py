@@ -9,7 +9,7 @@ import pytest
 
 from sniproxy.dataplane.asking import LOOK, LOST, PATIENCE_IN_TROUBLE, UNDER_WAY, Asking
 from sniproxy.dataplane.barred import BARRED, Barred
-from sniproxy.resolver.answer import OWNER, Answer, Outcome, answer
+from sniproxy.resolver.answer import NOBODY, OWNER, TOGETHER, Answer, Outcome
 from tests.desk import Counter, Question
 from tests.plane import Plane
 
@@ -48,8 +48,12 @@ class World(Counter):
         log = plane.connections.log
         self.asking = Asking(self.desk, plane.poller, log, plane.clock.later)
 
-    def reply(self, number: int, said: Answer, *files: socket.socket) -> None:
-        socket.send_fds(self.answers, [answer(number, said)], [one.fileno() for one in files])
+    def take(self) -> list[Question]:
+        self.plane.turn()
+        return super().take()
+
+    def reply(self, said: dict[int, Answer], *files: socket.socket, more: bool = False) -> None:
+        self.tell(said, *files, more=more)
         self.plane.turn()
 
 
@@ -73,7 +77,7 @@ def test_an_answer_with_its_socket(world: World, said: Answer) -> None:
     assert world.take() == [Question(number, 3, 1, "a.example")]
     one, other = socket.socketpair()
     with one, other:
-        world.reply(number, said, one)
+        world.reply({number: said}, one)
         assert asker.said == [said]
         (backend,) = asker.backends
         assert backend.gettimeout() == 0
@@ -82,18 +86,63 @@ def test_an_answer_with_its_socket(world: World, said: Answer) -> None:
         backend.close()
 
 
-def test_a_resolver_is_woken_once_for_all_questions_of_a_turn(world: World) -> None:
-    """And once more where nobody answers: memory may have failed for it."""
-    for _ in range(3):
-        for _ in range(3):
-            world.asking.ask(Asker(), "a.example", 0)
+def test_the_questions_of_a_turn_are_sent_together(world: World) -> None:
+    """At its end; and, should memory have failed for it, at the next look."""
+    for count in (3, TOGETHER + 1):
+        numbers = [world.asking.ask(Asker(), "a.example", 0) for _ in range(count)]
         with pytest.raises(BlockingIOError):
-            world.waker.recv(9)
-        world.plane.turn()
-        assert world.waker.recv(9) == b"!"
-    for _ in range(2):
-        world.plane.clock.advance(LOOK)
-    assert world.waker.recv(9) == b"!"
+            world.questions.recv(9)
+        assert [one.number for one in world.take()] == numbers
+        assert len(world.messages) == 1 + count // TOGETHER
+        world.reply(dict.fromkeys(numbers[:TOGETHER], USUAL))
+        if count > TOGETHER:
+            world.reply({numbers[-1]: USUAL})
+        world.messages.clear()
+    number = world.asking.ask(Asker(), "a.example", 0)
+    world.plane.poller._unfinished.clear()
+    assert not world.take()
+    world.plane.clock.advance(LOOK)
+    assert [one.number for one in world.take()] == [number]
+
+
+def test_several_answers(world: World) -> None:
+    """In whatever order, with a socket for some: too few sockets are those of the first."""
+    askers = [Asker() for _ in range(5)]
+    numbers = [world.asking.ask(asker, "a.example", 0) for asker in askers]
+    world.take()
+    said = [USUAL, FOUND, Answer(Outcome.REFUSED, "b.example", alert=112, reason="x"), USUAL, FOUND]
+    order = [4, 2, 0, 1, 3]
+    pairs = [socket.socketpair() for _ in range(3)]
+    world.reply({numbers[at]: said[at] for at in order}, *[one for one, _ in pairs])
+    assert [asker.said for asker in askers] == [[one] for one in said]
+    assert [len(asker.backends) for asker in askers] == [1, 1, 0, 0, 1]
+    for at, (_, other) in zip((4, 0, 1), pairs, strict=True):
+        backend = askers[at].backends.pop()
+        backend.send(b"%d" % at)
+        backend.close()
+        assert other.recv(9) == b"%d" % at
+    for one in [one for pair in pairs for one in pair]:
+        one.close()
+
+
+def test_what_nobody_has_looked_into_is_asked_once_more(world: World) -> None:
+    """Who was looking has hung, or ended: of no fault of theirs, so as often as that may be."""
+    askers = [Asker() for _ in range(4)]
+    numbers = [world.asking.ask(asker, f"{at}.example", at % 2) for at, asker in enumerate(askers)]
+    first = world.take()
+    world.reply({numbers[0]: USUAL}, more=True)
+    assert not world.take()
+    world.asking.forget(numbers[3])
+    world.reply({numbers[1]: Answer(Outcome.AGAIN, "")})
+    assert world.take() == [first[2]]
+    for _ in range(3):
+        world.reply({numbers[2] + 99: USUAL})  # answers another message
+        assert not world.take()
+        world.tell_nothing(numbers[2])
+        assert world.take() == [first[2]]
+    assert [asker.again for asker in askers] == [0, 0, 0, 0]
+    world.reply({numbers[2]: USUAL})
+    assert [len(asker.said) for asker in askers] == [1, 1, 1, 0]
 
 
 def test_a_reserve_gives_way_to_what_its_own_answer_brings(world: World) -> None:
@@ -105,9 +154,13 @@ def test_a_reserve_gives_way_to_what_its_own_answer_brings(world: World) -> None
         world.asking.ask(asker, "a.example", 0, reserve)
         for asker, reserve in zip(askers, reserves, strict=True)
     ]
+    world.take()
+    assert len(world.messages) == 2
     one, other = socket.socketpair()
     with one, other:
-        world.reply(numbers[1], FOUND, one)
+        world.reply({numbers[1]: FOUND}, one)
+        world.take()
+        assert len(world.messages) == 3  # a message's other sockets could take its number
         first, _, last = reserves
         assert first is not None
         assert last is not None
@@ -118,7 +171,7 @@ def test_a_reserve_gives_way_to_what_its_own_answer_brings(world: World) -> None
             while (fd := os.dup(0)) < place:  # so that the next one is that number
                 taken.append(fd)
             taken.append(fd)
-        world.reply(numbers[0], FOUND, one)
+        world.reply({numbers[0]: FOUND}, one)
         (backend,) = askers[0].backends
         assert backend.fileno() == place
         assert first.fileno() == -1
@@ -135,25 +188,36 @@ def test_a_reserve_gives_way_to_what_its_own_answer_brings(world: World) -> None
 def test_a_late_answer_is_closed_with_what_it_brings(world: World, forget: bool) -> None:
     asker = Asker()
     number = world.asking.ask(asker, "a.example", 0) if forget else 12345
+    world.take()
     world.asking.forget(number)
     one, other = socket.socketpair()
     with other:
         with one:
-            world.reply(number, FOUND, one)
+            world.reply({number: FOUND}, one)
         assert other.recv(1) == b""
     assert not asker.said
 
 
-def test_more_than_can_be_under_way_wait_here(world: World) -> None:
-    askers = [Asker() for _ in range(UNDER_WAY + 3)]
+MOST = UNDER_WAY * TOGETHER
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_more_than_can_be_under_way_wait_here(world: World, lost: bool) -> None:
+    """Until there is an answer, or none in time: it may be lost."""
+    askers = [Asker() for _ in range(MOST + 2)]
     numbers = [world.asking.ask(one, "a.example", 0) for one in askers]
-    first = world.take()
-    assert [one.number for one in first] == numbers[:UNDER_WAY]
-    world.asking.forget(numbers[UNDER_WAY])
-    world.reply(numbers[0], FOUND)
-    assert [one.number for one in world.take()] == [numbers[UNDER_WAY + 1]]
+    assert [one.number for one in world.take()] == numbers[:MOST]
+    world.asking.forget(numbers[MOST])
+    some = dict.fromkeys(numbers[:TOGETHER], FOUND)
+    world.reply(some, more=True)
+    assert not world.take()
     assert askers[0].said == [FOUND]
     assert not askers[0].backends
+    if lost:
+        world.plane.clock.advance(LOOK)
+    else:
+        world.reply(some)
+    assert [one.number for one in world.take()] == [numbers[MOST + 1]]
 
 
 def test_a_queue_that_is_full_of_others_questions(world: World) -> None:
@@ -163,6 +227,7 @@ def test_a_queue_that_is_full_of_others_questions(world: World) -> None:
             pass
     asker = Asker()
     number = world.asking.ask(asker, "a.example", 0)
+    world.plane.turn()
     with contextlib.suppress(BlockingIOError):
         while world.questions.recv(512):
             pass
@@ -172,6 +237,7 @@ def test_a_queue_that_is_full_of_others_questions(world: World) -> None:
 
 def test_who_waits_in_vain_rings(world: World) -> None:
     world.asking.ask(Asker(), "a.example", 0)
+    world.take()
     world.plane.clock.advance(0.1)
     with pytest.raises(BlockingIOError):
         world.bell.recv(9)
@@ -182,13 +248,14 @@ def test_who_waits_in_vain_rings(world: World) -> None:
 def test_who_has_no_time_left_is_told(world: World) -> None:
     asker = Asker()
     number = world.asking.ask(asker, "a.example", 0)
+    world.take()
     asker.patient = False
     world.plane.clock.advance(0.2)
     assert asker.end == "no_answer"
     one, other = socket.socketpair()
     with other:
         with one:
-            world.reply(number, FOUND, one)
+            world.reply({number: FOUND}, one)
         assert other.recv(1) == b""
 
 
@@ -208,8 +275,10 @@ def test_a_question_that_may_be_lost_is_asked_once_more(world: World) -> None:
     """But not where nobody can look up now, and not before its time."""
     early, late = Asker(), Asker()
     world.asking.ask(early, "a.example", 0)
+    world.take()
     world.plane.clock.advance(LOOK)
     world.asking.ask(late, "b.example", 0)
+    world.take()
     for look in range(LOST):
         assert (early.again, late.again) == (0, 0), look
         world.plane.clock.advance(LOOK)
@@ -230,32 +299,33 @@ def test_while_the_hosts_directory_is_held(world: World) -> None:
     first = world.asking.ask(early, "b.example", 0)
     world.take()
     world.trouble = HELD
-    world.reply(first, Answer(Outcome.AGAIN, "b.example"))  # seen at once, without a look
+    world.tell_nothing(first)
+    assert not world.take()  # seen at once, without a look
     number = world.asking.ask(known, "a.example", 1)
     late = world.asking.ask(unknown, "b.example", 0)
-    assert world.take() == [Question(number, 3, 1, f"a.example {STRANGER}")]
+    assert world.take() == [Question(number, 3, 1, "a.example", STRANGER)]
     world.asking.forget(world.asking.ask(Asker(), "c.example", 0))
     world.plane.clock.advance(LOOK)
     assert not unknown.end
     world.trouble = ""
     world.plane.clock.advance(LOOK)
-    assert world.take() == [Question(late, 3, 0, "b.example")]
+    assert world.take() == [Question(one, 3, 0, "b.example") for one in (first, late)]
     world.asking.ask(Asker(), "a.example", 0)
-    assert [one.host for one in world.take()] == ["a.example"]
+    assert [one[3:] for one in world.take()] == [("a.example", NOBODY)]
 
 
 def test_a_full_queue_while_the_hosts_directory_is_held(world: World) -> None:
     world.asking.reached["a.example"] = STRANGER
     world.trouble = HELD
-    askers = [Asker() for _ in range(UNDER_WAY + 2)]
+    askers = [Asker() for _ in range(MOST + 2)]
     world.asking.ask(askers[0], "", 0)
     world.plane.clock.advance(LOOK)
     for asker in askers[1:]:
         world.asking.ask(asker, "a.example", 0)
     before = world.take()
-    assert len(before) == UNDER_WAY
-    world.reply(before[0].number, FOUND)
-    assert [one.host for one in world.take()] == [f"a.example {STRANGER}"]
+    assert [one.owner for one in before] == [NOBODY, *[STRANGER] * TOGETHER]
+    world.reply({before[0].number: FOUND})
+    assert [one[3:] for one in world.take()] == [("a.example", STRANGER)] * TOGETHER
 
 
 def test_who_was_never_reached_is_told_after_a_second(world: World) -> None:

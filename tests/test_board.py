@@ -11,13 +11,14 @@ def test_another_process_sees_what_is_written() -> None:
     place = board.place(3)
 
     def write() -> None:
-        place.begin(5, 1 << 40)
+        place.take(5, 1 << 39)
+        place.begin(1 << 40)
         place.enter(0)
         board.trouble = HELD
 
     in_child(write)
     assert place.since
-    assert place.question == (5, 1 << 40)
+    assert place.question == (5, 1 << 39, 1 << 40)
     assert place.owner == 0
     assert board.trouble == HELD
     assert not board.place(2).since
@@ -26,20 +27,24 @@ def test_another_process_sees_what_is_written() -> None:
 def test_an_owner_is_known_from_when_it_is_entered() -> None:
     place = Board().place(0)
     place.enter(7)
-    place.begin(0, 1)
+    place.begin(1)
     assert place.owner is None
     place.enter(2**32 - 1)
     assert place.owner == 2**32 - 1
+    place.take(0, 9)
     place.done()
     assert not place.since
+    assert not place.question[1]
 
 
 def test_who_is_given_up_is_told() -> None:
     place = Board().place(0)
+    assert not place.given_up
     place.give_up()
-    assert place.done()
+    place.done()
+    assert place.given_up
     place.clear()
-    assert not place.done()
+    assert not place.given_up
 
 
 def test_bars_end() -> None:
@@ -62,7 +67,7 @@ def test_there_is_room_for_so_many_bars() -> None:
 def test_a_new_warden_begins_with_nothing() -> None:
     board = Board()
     board.bar({1: Bar(1, 0, FOREVER)})
-    board.place(0).begin(0, 1)
+    board.place(0).begin(1)
     assert (board.begin(), board.epoch) == (1, 1)
     assert not board.place(0).since
     assert board.barred(1) is None

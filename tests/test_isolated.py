@@ -10,9 +10,9 @@ from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.asking import LOOK, LOST, Asking
 from sniproxy.dataplane.connections import PATIENCE
 from sniproxy.dataplane.isolated import IsolatedAnnouncedArrival, IsolatedArrival, arrival_kind
-from sniproxy.resolver.answer import Answer, Outcome, answer
+from sniproxy.resolver.answer import Answer, Outcome
 from sniproxy.resolver.reach import hanging, reach
-from tests.desk import Counter
+from tests.desk import Counter, Question
 from tests.end_to_end.harness import reset
 from tests.hello import hello
 from tests.plane import Plane, alert
@@ -37,14 +37,19 @@ class World(Counter):
         questions = self.take()
         for question in questions:
             said, backend = reach(self.plane.hosts, question.host, question.validates)
-            self.say(question.number, said, backend)
-            if backend is not None:
-                backend.close()
+            files = [] if backend is None else [backend]
+            self.tell({question.number: said}, *files, more=question is not questions[-1])
+            for one in files:
+                one.close()
+        self.plane.turn(2)
         return len(questions)
 
-    def say(self, number: int, said: Answer, backend: socket.SocketType | None = None) -> None:
-        files = [] if backend is None else [backend.fileno()]
-        socket.send_fds(self.answers, [answer(number, said)], files)
+    def take(self) -> list[Question]:
+        self.plane.turn()
+        return super().take()
+
+    def say(self, number: int, said: Answer, *backend: socket.SocketType) -> None:
+        self.tell({number: said}, *backend)
         self.plane.turn(2)
 
 

@@ -3,18 +3,19 @@
 import os
 
 from sniproxy.process.resolvers import Resolvers
-from sniproxy.resolver.answer import Answer, Outcome, answered, ask
+from sniproxy.resolver.answer import NOBODY, Outcome, answered, ask
 from sniproxy.resolver.hosts import Hosts
 from tests.processes import forbid, in_child
 
 
-def said(resolvers: Resolvers, worker: int, host: str) -> Answer:
+def said(resolvers: Resolvers, worker: int, host: str) -> tuple[int, str]:
+    """Ask; give the outcome of the answer, and its text."""
     desk = resolvers.desk(worker)
-    desk.questions.send(ask(7, worker, 0, host))
-    desk.waker.send(b"!")
-    number, found = answered(desk.answers.recv(512))
-    assert number == 7
-    return found
+    desk.questions.send(ask(7, worker, [((8, NOBODY, 0), host)]))
+    sent, more, heads, texts = answered(desk.answers.recv(512))
+    ((number, outcome, *_),) = heads
+    assert (sent, more, number) == (7, False, 8)
+    return outcome, texts
 
 
 def test_each_worker_has_its_own_answers(hosts: Hosts) -> None:
@@ -23,7 +24,7 @@ def test_each_worker_has_its_own_answers(hosts: Hosts) -> None:
         assert resolvers.start()
         for worker in (1, 0):
             found = said(resolvers, worker, "a.example")
-            assert (found.outcome, found.reason) == (Outcome.REFUSED, "no_such_host")
+            assert found == (Outcome.REFUSED, "a.example no_such_host")
         assert resolvers.desk(0).trouble() == ""
         resolvers.end()
 

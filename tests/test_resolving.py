@@ -12,7 +12,17 @@ import pytest
 
 from sniproxy.process.board import FOREVER, HELD, Bar, Board
 from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, TOO_MUCH, Resolver, taken
-from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered, ask, known
+from sniproxy.resolver.answer import (
+    LONGEST,
+    NOBODY,
+    OWNER,
+    TOGETHER,
+    Answer,
+    Outcome,
+    Question,
+    answered,
+    ask,
+)
 from sniproxy.resolver.hosts import Hosts
 
 
@@ -25,31 +35,44 @@ class World:
         self.questions, theirs = socket.socketpair(*kind)
         self.answers, back = socket.socketpair(*kind)
         self.warden, self.its = socket.socketpair(*kind)
-        self.waker, woken = socket.socketpair()
         self.sockets = [self.questions, theirs, self.answers, back, self.warden, self.its]
-        self.sockets += [self.waker, woken]
-        self.resolver = Resolver(
-            self.hosts, self.board, self.place, theirs, woken, [back], self.its
-        )
+        self.resolver = Resolver(self.hosts, self.board, self.place, theirs, [back], self.its)
 
-    def run(self, *hosts: str, go: bytes = GO) -> list[tuple[int, Answer]]:
-        """Ask, and answer all; give what was answered."""
-        for number, host in enumerate(hosts):
-            self.questions.send(ask(number, 0, 0, host))
+    def ask(self, number: int, *questions: Question) -> None:
+        self.questions.send(ask(number, 0, questions))
+
+    def run(self, *hosts: str, go: bytes = GO) -> list[tuple[int, bool, list[Answer]]]:
+        """Ask in one message, and answer all; give which each message answers, whether more come,
+        and how."""
+        if hosts:
+            self.ask(5, *[((number, NOBODY, 0), host) for number, host in enumerate(hosts)])
         self.questions.shutdown(socket.SHUT_WR)
         self.warden.send(go)
         self.resolver.run()
         self.answers.setblocking(False)
-        said = []
+        messages = []
         while True:
             try:
-                message, rights, _, _ = socket.recv_fds(self.answers, 512, 1)
+                message, rights, _, _ = socket.recv_fds(self.answers, LONGEST, TOGETHER)
             except BlockingIOError:
-                return said
+                return messages
             for fd in rights:
                 os.close(fd)
-            said.append(answered(message))
-            assert bool(rights) == (said[-1][1].outcome == Outcome.REACHED)
+            sent, more, heads, texts = answered(message)
+            said = []
+            for _, outcome, version, alert, length, error, owner in heads:
+                line, _, reason = texts[:length].partition(" ")
+                texts = texts[length:]
+                said.append(Answer(outcome, line, version, alert, reason, error, owner))
+            assert not texts
+            assert len(rights) == [one.outcome for one in said].count(Outcome.REACHED)
+            messages.append((sent, more, said))
+
+    def answer(self, host: str, go: bytes = GO) -> Answer:
+        """Ask for one host."""
+        ((sent, more, (said,)),) = self.run(host, go=go)
+        assert (sent, more) == (5, False)
+        return said
 
 
 @pytest.fixture
@@ -65,21 +88,13 @@ def test_one_question_after_the_other(world: World) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("a.example/tls-socket")
         listening.listen()
-        said = world.run("a.example", "b.example")
-    assert [(number, answer.outcome) for number, answer in said] == [(0, 0), (1, 1)]
+        world.ask(3, ((8, NOBODY, 0), "b.example"))
+        first, second = world.run("a.example", "b.example", "a.example")
+    assert first[:2] == (3, False)
+    assert second[:2] == (5, False)
+    assert [said.outcome for said in first[2] + second[2]] == [1, 0, 1, 0]
     assert not world.place.since
-    assert world.place.question == (0, 1)
-
-
-def test_what_was_asked_before_it_is_woken_is_answered(world: World) -> None:
-    """As of one that takes the place of another, which was woken for it; with the last who could
-    wake it, it leaves."""
-    for number in range(3):
-        world.questions.send(ask(number, 0, 0, "a.example"))
-    world.waker.close()
-    world.warden.send(GO)
-    world.resolver.run()
-    assert [answered(world.answers.recv(512))[0] for _ in range(3)] == [0, 1, 2]
+    assert world.place.question == (0, 0, 2)
 
 
 def test_who_is_not_needed_leaves(world: World) -> None:
@@ -88,13 +103,31 @@ def test_who_is_not_needed_leaves(world: World) -> None:
 
 
 def test_who_was_given_up_answers_no_more(world: World) -> None:
+    """Not even the rest of its message, which others are asked; nor where nobody saw it hang."""
+    world.ask(3, ((8, NOBODY, 0), "b.example"))
     world.place.give_up()
-    assert len(world.run("a.example", "b.example")) == 1
+    assert [message[0] for message in world.run("a.example", "b.example")] == [3]
+
+
+def test_who_comes_loose_leaves(world: World) -> None:
+    pathlib.Path("a.example").mkdir()
+    hosts, entered = world.hosts, world.hosts.entering
+
+    def hang(owner: int) -> None:
+        entered(owner)
+        assert world.place.owner == owner
+        assert world.place.question == (0, 5, 1)
+        world.place.give_up()
+        select.select([], [], [], 0.002)
+
+    hosts.entering = hang
+    ((sent, more, said),) = world.run("b.example", "a.example", "b.example")
+    assert (sent, more, len(said)) == (5, False, 2)
 
 
 def test_for_another_warden_nobody_looks(world: World) -> None:
     world.board.begin()
-    assert world.run("a.example", "b.example") == [(0, Answer(Outcome.AGAIN, "a.example"))]
+    assert world.run("a.example", "b.example") == [(5, False, [])]
 
 
 @pytest.mark.parametrize(
@@ -104,42 +137,40 @@ def test_who_is_barred(world: World, why: int, reason: str) -> None:
     pathlib.Path("a.example").mkdir()
     mine = os.geteuid()
     world.board.bar({mine: Bar(mine, time.monotonic_ns() - MINUTE, FOREVER, why)})
-    ((_, said),) = world.run("a.example")
+    said = world.answer("a.example")
     assert (said.outcome, said.reason, said.owner) == (Outcome.REFUSED, reason, mine)
 
 
 def test_who_has_just_been_barred_may_be_waited_for(world: World) -> None:
     pathlib.Path("a.example").mkdir()
     world.board.bar({os.geteuid(): Bar(os.geteuid(), time.monotonic_ns(), FOREVER)})
-    ((_, said),) = world.run("a.example")
-    assert said.outcome == Outcome.MAY_PASS
+    assert world.answer("a.example").outcome == Outcome.MAY_PASS
 
 
 def test_who_is_slow_is_told_of(world: World) -> None:
-    """More than a second too much, in all; but not who is trusted."""
+    """More than a second too much, in all."""
     world.warden.setblocking(False)
-    for owner, told in ((os.geteuid(), False), (54_001, True)):
-        world.place.enter(owner)
-        for _ in range(3):
-            world.resolver._account(TOO_MUCH * 2 // 5)
-            if told:
-                break
-        if told:
-            world.resolver._account(TOO_MUCH * 2 // 5)
-            with pytest.raises(BlockingIOError):
-                world.warden.recv(9)
-            world.resolver._account(TOO_MUCH * 2 // 5)
-            assert world.warden.recv(9) == OWNER.pack(owner)
+    world.place.enter(54_001)
+    for _ in range(2):
+        world.resolver._account(TOO_MUCH * 2 // 5)
         with pytest.raises(BlockingIOError):
             world.warden.recv(9)
+    world.resolver._account(TOO_MUCH * 2 // 5)
+    assert world.warden.recv(9) == OWNER.pack(54_001)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
-@pytest.mark.parametrize("count", [1, 2])
-def test_who_is_slow_again_is_counted(world: World, count: int) -> None:
-    """What a process uses is asked for only where something was slow before."""
+@pytest.mark.parametrize(
+    ("uid", "count", "counted"),
+    [(54_001, 1, []), (54_001, 2, [54_001]), (os.geteuid(), 3, [])],
+)
+def test_who_is_slow_again_is_counted(
+    world: World, uid: int, count: int, counted: list[int]
+) -> None:
+    """What a process uses is asked for only where something was slow before; and not of who is
+    trusted. Who waits behind what is slow does not wait for what comes after it."""
     pathlib.Path("a.example").mkdir()
-    os.chown("a.example", 54_001, -1)
+    os.chown("a.example", uid, -1)
     owner = world.hosts.owner
 
     def slowly(directory: str) -> int:
@@ -147,8 +178,9 @@ def test_who_is_slow_again_is_counted(world: World, count: int) -> None:
         return owner(directory)
 
     world.hosts.owner = slowly  # type: ignore[method-assign]
-    world.run(*["a.example"] * count)
-    assert [*world.resolver._owed] == [54_001] * (count - 1)
+    said = world.run(*["a.example"] * count)
+    assert [(more, len(some)) for _, more, some in said] == [(True, 1)] * count + [(False, 0)]
+    assert [*world.resolver._owed] == counted
 
 
 def test_while_the_hosts_directory_is_held(world: World) -> None:
@@ -157,17 +189,17 @@ def test_while_the_hosts_directory_is_held(world: World) -> None:
     world.board.trouble = HELD
     now = time.monotonic_ns()
     world.board.bar({54_001: Bar(54_001, now - MINUTE, FOREVER)})
-    for owner in (os.geteuid(), 54_001):
-        world.questions.send(ask(7, 0, 0, known("a.example", owner)))
-    first, second, third = world.run("a.example", go=CAREFULLY)
-    assert first[1].reason == "no_socket"
-    assert (second[1].reason, second[1].owner) == ("owner_hangs", 54_001)
-    assert third == (0, Answer(Outcome.AGAIN, "a.example"))
+    owners = os.geteuid(), NOBODY, 54_001
+    world.ask(3, *[((number, owner, 0), "a.example") for number, owner in enumerate(owners)])
+    first, second = world.run("a.example", go=CAREFULLY)
+    assert [said.reason for said in first[2]] == ["no_socket", "owner_hangs"]
+    assert first[2][1].owner == 54_001
+    assert second == (5, False, [])
 
 
 def test_when_the_hosts_directory_is_held_no_more(world: World) -> None:
     pathlib.Path("a.example").mkdir()
-    assert world.run("a.example", go=CAREFULLY)[0][1].reason == "no_socket"
+    assert world.answer("a.example", go=CAREFULLY).reason == "no_socket"
 
 
 def test_what_a_look_up_has_taken() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sniproxy.process.board import FOREVER, HELD, SLOW, Board
 from sniproxy.process.resolving import CAREFULLY, MINUTE
 from sniproxy.process.warden import HANGS, Warden, _Child
-from sniproxy.resolver.answer import OWNER, Outcome, answered
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered
 from sniproxy.resolver.hosts import Hosts
 
 STRANGER = 54_001
@@ -26,9 +26,8 @@ class World:
         self.answers, answers = pair()
         self.bell, bell = pair()
         questions, life = pair()
-        waker, other = pair()
-        self.sockets = [self.answers, answers, self.bell, bell, questions, life, waker, other]
-        self.warden = Warden(self.hosts, self.board, questions, waker, [answers], bell, life)
+        self.sockets = [self.answers, answers, self.bell, bell, questions, life]
+        self.warden = Warden(self.hosts, self.board, questions, [answers], bell, life)
 
     def at_work(self, number: int = 0) -> _Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,11 +47,20 @@ class World:
         """Have it hang in an entry of an owner's, and somebody tell the warden."""
         place = self.board.place(child.number)
         place.clear()
-        place.begin(0, 77)
+        place.take(0, 70)
+        place.begin(77)
         if owner is not None:
             place.enter(owner)
         place._numbers[0] = time.monotonic_ns() - HANGS
         self.warden._look()
+
+    def told(self) -> tuple[int, int, Answer]:
+        """Give what it has told: to which message, about which question."""
+        sent, more, heads, texts = answered(self.answers.recv(512))
+        assert not more
+        ((number, outcome, version, alert, _, error, owner),) = heads
+        line, _, reason = texts.partition(" ")
+        return sent, number, Answer(outcome, line, version, alert, reason, error, owner)
 
     def end(self, child: _Child) -> None:
         child.socket.shutdown(socket.SHUT_RDWR)
@@ -70,21 +78,21 @@ def world(hosts: Hosts) -> Iterator[World]:
 def test_one_that_hangs_is_given_up(world: World) -> None:
     child = world.at_work()
     world.hang(child, STRANGER)
-    assert world.board.place(0).done()
+    assert world.board.place(0).given_up
     bar = world.board.barred(STRANGER)
     assert bar is not None
     assert bar.until == FOREVER
-    number, said = answered(world.answers.recv(512))
-    assert (number, said.outcome, said.owner) == (77, Outcome.MAY_PASS, STRANGER)
+    sent, number, said = world.told()
+    assert (sent, number, said.outcome, said.owner) == (70, 77, Outcome.MAY_PASS, STRANGER)
     world.end(child)
     assert world.board.barred(STRANGER) is None
 
 
 def test_one_that_is_at_work_is_left_alone(world: World) -> None:
     child = world.at_work()
-    world.board.place(0).begin(0, 77)
+    world.board.place(0).begin(77)
     world.warden._look()
-    assert not world.board.place(0).done()
+    assert not world.board.place(0).given_up
     world.end(child)
 
 
@@ -120,8 +128,8 @@ def test_where_nobody_knows_the_owner_the_next_is_to_be_careful(world: World) ->
     child = world.at_work()
     world.hang(child, None)
     assert world.board.trouble == HELD
-    number, said = answered(world.answers.recv(512))
-    assert (number, said.outcome) == (77, Outcome.AGAIN)
+    sent, number, said = world.told()
+    assert (sent, number, said.outcome) == (70, 77, Outcome.AGAIN)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     world.warden._spare = world.warden._active = _Child(1, ours)
     world.warden._active = None
@@ -137,7 +145,19 @@ def test_where_nobody_knows_the_owner_the_next_is_to_be_careful(world: World) ->
 
 def test_what_one_that_died_was_asked_is_to_be_asked_again(world: World) -> None:
     child = world.at_work()
-    world.board.place(0).begin(0, 78)
+    world.board.place(0).take(0, 70)
+    world.board.place(0).begin(78)
     world.end(child)
-    number, said = answered(world.answers.recv(512))
-    assert (number, said.outcome) == (78, Outcome.AGAIN)
+    sent, number, said = world.told()
+    assert (sent, number, said.outcome) == (70, 78, Outcome.AGAIN)
+
+
+def test_one_that_dies_with_nothing_to_do(world: World) -> None:
+    child = world.at_work()
+    world.board.place(0).take(0, 70)
+    world.board.place(0).begin(78)
+    world.board.place(0).done()
+    world.end(child)
+    world.answers.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        world.told()

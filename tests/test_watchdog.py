@@ -136,7 +136,7 @@ def test_who_has_no_cpu_is_not_asleep(watched: Watched, monkeypatch: pytest.Monk
 def test_what_no_signal_ends_is_told(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the host that is looked up. (Python goes on sleeping after a signal.)"""
     monkeypatch.setattr(watchdog, "HANGS", 0.1)
-    look_up = Held(functools.partial(time.sleep, 8 * watchdog.LOOK)).proxy_version
+    look_up = Held(functools.partial(time.sleep, 8 * watchdog.LOOK)).awaits_validation
     watched.sleeper(functools.partial(look_up, "held.example"))
     watched.run()
     assert [(step.host, step.where) for step in watched.hung] == [("held.example", "Held.has")]

@@ -71,24 +71,26 @@ RESOLVE = """
 import os, socket, sys
 from sniproxy.process.board import Board
 from sniproxy.process.resolving import GO, Resolver
-from sniproxy.resolver.answer import ask
+from sniproxy.resolver.answer import LONGEST, NOBODY, TOGETHER, ask
 from sniproxy.resolver.hosts import Hosts
-pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(4)]
-(asking, questions), (waker, woken), (answered, answers), (warden, life) = pairs
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+(asking, asked), (answered, answers), (warden, life) = pairs
 board = Board()
-resolver = Resolver(Hosts(), board, board.place(0), questions, woken, [answers], life)
-woken.setblocking(False)
+resolver = Resolver(Hosts(), board, board.place(0), asked, [answers], life)
+asked.setblocking(False)
 hosts = [*[sys.argv[1]] * 16, *sys.argv[2:], "nobody.example"]
+questions = [((number, NOBODY, 0), host) for number, host in enumerate(hosts)]
+messages = [questions[at : at + TOGETHER] for at in range(0, len(questions), TOGETHER)]
 for _ in range(100):
-    for number, host in enumerate(hosts):
-        asking.send(ask(number, 0, 0, host))
+    for number, message in enumerate(messages):
+        asking.send(ask(number, 0, message))
     warden.send(GO)
     try:
         resolver.run()
     except BlockingIOError:
         pass  # there are no more
-    for _ in hosts:
-        for descriptor in socket.recv_fds(answered, 512, 1)[1]:
+    for _ in messages:
+        for descriptor in socket.recv_fds(answered, LONGEST, TOGETHER)[1]:
             os.close(descriptor)
 """
 

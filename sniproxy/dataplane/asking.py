@@ -1,20 +1,20 @@
 """Asking: questions to the resolver processes, and who waits for their answers.
 
-Nothing here ever waits. So many questions are under way that the processes never run out of them,
-and the rest is kept here; each is dropped when whoever asks has gone, and an answer that nobody
-waits for any more is closed with the socket that it brings.
+Nothing here ever waits. The questions of a turn are sent together at its end: a message each would
+cost more than most look-ups. So many are under way that nobody runs out of them, and the rest is
+kept here; each is dropped when whoever asks has gone, and an answer that nobody waits for any more
+is closed with the socket that it brings.
 """
 
 import contextlib
-import functools
 import itertools
 import os
-import struct
+from array import array
 from collections import deque
 from collections.abc import Callable
 from socket import (
     AF_UNIX,
-    CMSG_LEN,
+    CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
     MSG_PEEK,
@@ -29,21 +29,24 @@ from sniproxy.dataplane.poller import Poller, Watcher
 from sniproxy.dataplane.sweep import Sweep
 from sniproxy.log.log import Log
 from sniproxy.resolver.answer import (
-    HEAD,
+    BEGINNING,
     LONGEST,
+    NOBODY,
     OWNER,
+    TOGETHER,
     Answer,
     Outcome,
+    Question,
     answered,
     ask,
-    known,
+    number_of,
 )
 from sniproxy.resolver.naming import directory_name
 from sniproxy.resolver.reach import HOSTS_DIRECTORY_HANGS, OWNER_BARRED
 
-UNDER_WAY = 32
-"""Questions of a process that have been sent and not answered: a resolver needs some 50 µs for
-each. The socket takes those of several workers; where it does not, they are sent later."""
+UNDER_WAY = 2
+"""Messages of a process that have been sent and not answered: one is looked into, one is next. What
+is asked meanwhile travels together, and the more there is to do the more that is."""
 
 LOOK = 0.1
 """Seconds without an answer after which the warden is to see whether something hangs."""
@@ -58,22 +61,19 @@ one, on a busy machine, takes it along, and nobody knows."""
 MOST_OWNERS = 1024
 """Entries of which it is remembered whose they are."""
 
-_DESCRIPTOR = struct.Struct("i")
-_RIGHTS = CMSG_LEN(_DESCRIPTOR.size)
+_RIGHTS = CMSG_SPACE(TOGETHER * array("i").itemsize)
 _FLAGS = MSG_DONTWAIT | MSG_CMSG_CLOEXEC
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
-_head = HEAD.unpack_from
+_REACHED = int(Outcome.REACHED)
 
 
 class Desk(NamedTuple):
-    """Where a process asks: sockets for questions, to wake a resolver, for its answers, and to the
-    warden, all of which are others' as well. ``trouble`` says why nobody looks up now, or
-    nothing."""
+    """Where a process asks: sockets for questions, for its answers, and to the warden, all of which
+    are others' as well. ``trouble`` says why nobody looks up now, or nothing."""
 
     worker: int
     questions: SocketType
-    waker: SocketType
     answers: SocketType
     warden: SocketType
     trouble: Callable[[], str]
@@ -99,24 +99,31 @@ class Asker(Watcher, Protocol):
         """End: there is no answer in time."""
 
 
+_Asked = tuple[Asker, Question]
+
+_NOTHING: dict[int, _Asked] = {}
+_NOT_ASKED = None, None
+
+
 class Asking:
     """The questions of one process."""
 
     def __init__(self, desk: Desk, poller: Poller, log: Log, later: Callable[..., object]) -> None:
         self._desk = desk
-        # What each question needs, without the way to it.
-        self._worker = desk.worker
-        self._send, self._take = desk.questions.send, desk.answers.recvmsg
         self._poller = poller
         self._log = log
         # A worker that was started anew gets answers to the questions of the one before.
         self._numbers = itertools.count(os.getpid() << 32)
-        self._under_way: dict[int, Asker] = {}
-        self._unsent: dict[int, tuple[Asker, bytes]] = {}
+        self._under_way: dict[int, _Asked] = {}
+        self._unsent: dict[int, _Asked] = {}
+        self._stuck: dict[int, _Asked] = {}
+        """Those about others than are known, while the hosts directory is held."""
+        self._messages: dict[int, dict[int, _Asked]] = {}
+        """What was asked in each that has no answer yet."""
+        self._sent = 0
+        """How many have been sent, and not answered, since the last look."""
         self._reserves: dict[int, SocketType] = {}
         """Descriptors that are held so that there is one for what an answer brings."""
-        self._waking = False
-        """Whether a resolver is to be woken at the end of this turn."""
         self._oldest = 0
         self._troubled = 0
         self._looks: deque[int] = deque([0], maxlen=LOST)
@@ -125,11 +132,11 @@ class Asking:
         """Whose entries are whose, of some that have been asked for."""
         self.reached: dict[str, int] = {}
         """Whose entries were whose when they were first reached, of all hosts that have a row."""
-        self._stuck: dict[int, tuple[Asker, bytes]] = {}
-        """Questions about others, while the hosts directory is held."""
+        self._held = False
+        """Whether the hosts directory is."""
         self._barred: Barred | None = None
         self._turned_away: dict[int, Asker] = {}
-        self.ask = self._look_up = self._ask
+        self.ask = self._ask
         self._sweep = Sweep(later, LOOK, self._look)
         poller.attend(desk.answers.fileno(), self._receive)
 
@@ -138,39 +145,34 @@ class Asking:
     ) -> int:
         """Ask for the backend of a host; give the number by which to ``forget`` it. A ``reserve``
         is closed for the socket that the answer brings, right before that is taken."""
-        self._sweep.wake()
+        if not self._unsent:
+            self._sweep.wake()
+            self._poller.again(self)
         number = next(self._numbers)
         if reserve is not None:
             self._reserves[number] = reserve
-        message = ask(number, self._worker, validates, host)
-        if self._unsent or not self._sent(number, asker, message):
-            self._unsent[number] = asker, message
+        question = (number, NOBODY, validates), host
+        if self._held:
+            self._queue(asker, question)
+        else:
+            self._unsent[number] = asker, question
         return number
 
-    def _ask_for_known(
-        self, asker: Asker, host: str, validates: int, reserve: SocketType | None = None
-    ) -> int:
-        """Do as ``ask`` does, while the hosts directory is held."""
-        owner = self.reached.get(directory_name(host))
-        if owner is not None:
-            return self._ask(asker, known(host, owner), validates, reserve)
-        self._sweep.wake()
-        number = next(self._numbers)
-        if reserve is not None:
-            self._reserves[number] = reserve
-        self._stuck[number] = asker, ask(number, self._worker, validates, host)
-        return number
+    def _queue(self, asker: Asker, question: Question) -> None:
+        """Have it sent; while the hosts directory is held, if its host was reached before."""
+        (number, _, validates), host = question
+        owner = self.reached.get(directory_name(host), NOBODY) if self._held else NOBODY
+        queue = self._stuck if self._held and owner == NOBODY else self._unsent
+        queue[number] = asker, ((number, owner, validates), host)
 
     def _see_trouble(self) -> str:
         """See whether there is trouble, and ask only for what can be looked up in it."""
         trouble = self._desk.trouble()
-        if trouble == HOSTS_DIRECTORY_HANGS:
-            self._look_up = self._ask_for_known
-        else:
-            self._look_up = self._ask
+        self._held = trouble == HOSTS_DIRECTORY_HANGS
+        if not self._held:
             self._unsent |= self._stuck
             self._stuck.clear()
-        self.ask = self._ask_unless_barred if self._barred else self._look_up
+        self.ask = self._ask_unless_barred if self._barred else self._ask
         return trouble
 
     def bar(self, barred: Barred, account: str | int) -> None:
@@ -195,7 +197,7 @@ class Asking:
             if reserve is not None:
                 reserve.close()
             return number
-        return self._look_up(asker, host, validates, reserve)
+        return self._ask(asker, host, validates, reserve)
 
     def note(self, directory: str, owner: int) -> None:
         """Remember whose an entry is."""
@@ -216,43 +218,37 @@ class Asking:
         if reserve is not None:
             reserve.close()
 
-    def _sent(self, number: int, asker: Asker, message: bytes) -> bool:
-        if len(self._under_way) >= UNDER_WAY:
-            return False
-        if not self._waking:
-            self._poller.again(self)
-            self._waking = True
-        try:
-            self._send(message, MSG_DONTWAIT)
-        except OSError:  # full of others' questions; or this is the end
-            return False
-        self._under_way[number] = asker
-        return True
-
-    # Questions wake nobody by themselves: who is woken by the first takes this processor from us,
-    # to find nothing behind it, and so on. What the poller calls when the others had their turn:
+    # What the poller calls when the others have had their turn: who is woken by a message may take
+    # this processor from us.
 
     def resume(self) -> None:
-        """Wake a resolver, for all questions of a turn."""
-        self._waking = False
-        with contextlib.suppress(OSError):  # it has not looked since many others have; or the end
-            self._desk.waker.send(b"!", MSG_DONTWAIT)
+        """Send as much as may be under way."""
+        unsent = self._unsent
+        while unsent and self._sent < UNDER_WAY:
+            some = dict(itertools.islice(unsent.items(), TOGETHER))
+            if self._reserves and not some.keys().isdisjoint(self._reserves):
+                # What else its answer brought could take the descriptor that is held for it.
+                some = dict(itertools.islice(some.items(), 1))
+            sent = next(self._numbers)
+            _, questions = zip(*some.values(), strict=True)
+            try:
+                self._desk.questions.send(ask(sent, self._desk.worker, questions), MSG_DONTWAIT)
+            except OSError:  # full of others' questions; or this is the end
+                return
+            self._sent += 1
+            self._messages[sent] = some
+            self._under_way |= some
+            for number in some:
+                del unsent[number]
 
     def ready(self, mask: int) -> None:
         """Never called: it has no descriptor of its own."""
 
     def abandon(self) -> None:
-        """Wake one at the next question: whoever waits asks once more."""
+        """Go on: the next look sends what was not."""
 
     def stop(self) -> bool:
         return False
-
-    def _send_more(self) -> None:
-        while self._unsent:
-            number, (asker, message) = next(iter(self._unsent.items()))
-            if not self._sent(number, asker, message):
-                return
-            self._unsent.pop(number)
 
     def _receive(self) -> None:
         """Take what has been answered. Where nothing is under way any more, nothing else can be
@@ -261,63 +257,95 @@ class Asking:
         while True:
             try:
                 if self._reserves:
-                    message = self._desk.answers.recv(LONGEST, MSG_DONTWAIT | MSG_PEEK)
-                    self._give_way(_head(message)[0])
-                message, rights, _, _ = self._take(LONGEST, _RIGHTS, _FLAGS)
+                    sent = number_of(self._desk.answers.recv(BEGINNING, MSG_DONTWAIT | MSG_PEEK))
+                    for number in self._messages.get(sent, ()):
+                        self._give_way(number)
+                message, rights, _, _ = self._desk.answers.recvmsg(LONGEST, _RIGHTS, _FLAGS)
             except BlockingIOError:
                 return
-            number, outcome, version, _, _, owner = _head(message)
-            asker = under_way.pop(number, None)
-            backend = None
-            if rights:
-                (fd,) = _DESCRIPTOR.unpack(rights[0][2])
-                if asker is None:
-                    os.close(fd)
-                else:
-                    backend = SocketType(_UNIX, _STREAM_NONBLOCK, 0, fd)
-            if self._unsent:
-                self._send_more()
-            if asker is not None:
-                if len(message) > HEAD.size or outcome:
-                    if outcome == Outcome.AGAIN:
-                        self._see_trouble()
-                    act = functools.partial(asker.answered, answered(message)[1], backend)
-                else:
-                    act = functools.partial(asker.served, backend, version, owner)
-                self._poller.guard(asker, act)
+            self._read(message, _sockets(rights[0][2]) if rights else [])
             if not under_way:
                 return
+
+    def _read(self, message: bytes, backends: list[SocketType]) -> None:
+        """Act on a message with answers, and the sockets of those that have one: the last first,
+        and of some that come last none where there were too few descriptors."""
+        under_way, unsent, guard = self._under_way, self._unsent, self._poller.guard
+        sent, more, heads, texts = answered(message)
+        text = 0
+        for number, outcome, version, alert, length, error, owner in heads:
+            asker, _ = under_way.pop(number, _NOT_ASKED)
+            backend = backends.pop() if outcome == _REACHED and backends else None
+            text += length
+            if asker is None:
+                if backend is not None:
+                    backend.close()
+                continue
+            unsent.pop(number, None)  # it is there if memory failed when it was sent
+            if length or outcome:
+                if outcome == Outcome.AGAIN:
+                    self._see_trouble()
+                line, _, reason = texts[text - length : text].partition(" ")
+                said = Answer(outcome, line, version, alert, reason, error, owner)
+                guard(asker, asker.answered, said, backend)
+            else:
+                guard(asker, asker.served, backend, version, owner)
+        if not more:
+            self._sent = max(0, self._sent - 1)
+            silent = self._messages.pop(sent, _NOTHING).keys() & under_way.keys()
+            if silent:
+                self._see_trouble()
+                for number in sorted(silent):
+                    self._queue(*under_way.pop(number))
+        if self._unsent:
+            self.resume()
 
     def _look(self) -> bool:
         """See who waits in vain; say whether anybody waits."""
         trouble = self._see_trouble()
         turned_away, self._turned_away = self._turned_away, {}
         for asker in turned_away.values():
-            self._poller.guard(asker, functools.partial(asker.unanswered, OWNER_BARRED))
-        self._send_more()
+            self._poller.guard(asker, asker.unanswered, OWNER_BARRED)
+        self._sent = 0  # an answer may be lost
+        self.resume()
         oldest = next(iter(self._under_way), 0)
         if oldest and oldest == self._oldest:
             try:
                 self._desk.warden.send(b"?", MSG_DONTWAIT)
             except OSError:  # it has not looked since many others have asked
                 pass
-            self.resume()  # should memory have failed for it
         self._oldest = oldest
         self._troubled = self._troubled + 1 if trouble else 0
         given_up = self._troubled >= PATIENCE_IN_TROUBLE
         lost = 0 if trouble else self._looks[0]
         self._looks.append(next(self._numbers))
-        waiting = [*self._under_way.items()]
-        for some in (self._unsent, self._stuck):
-            waiting += [(number, asker) for number, (asker, _) in some.items()]
-        for number, asker in waiting:
+        waiting = [*self._under_way.items(), *self._unsent.items(), *self._stuck.items()]
+        for number, (asker, _) in waiting:
             # While the hosts directory is held, others are answered.
             hopeless = given_up and (number in self._stuck or trouble != HOSTS_DIRECTORY_HANGS)
             if hopeless or not asker.may_wait():
                 self.forget(number)
                 reason, _, error = (trouble or "no_answer").partition(" ")
                 self._log.warning(reason, **({"error": error} if error else {}))
-                self._poller.guard(asker, functools.partial(asker.unanswered, reason))
+                self._poller.guard(asker, asker.unanswered, reason)
             elif number < lost and number in self._under_way:
                 self._poller.guard(asker, asker.once_more)
+        self._messages = {
+            sent: some
+            for sent, some in self._messages.items()
+            if not some.keys().isdisjoint(self._under_way)
+        }
         return bool(self._under_way or self._unsent or self._stuck)
+
+
+def _sockets(rights: bytes) -> list[SocketType]:
+    """Make sockets of descriptors that came with a message, the last first."""
+    descriptors = array("i", rights)
+    descriptors.reverse()
+    try:
+        return [SocketType(_UNIX, _STREAM_NONBLOCK, 0, fd) for fd in descriptors]
+    except BaseException:
+        for fd in descriptors:
+            with contextlib.suppress(OSError):  # some are closed: they were a socket's
+                os.close(fd)
+        raise

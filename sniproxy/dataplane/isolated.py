@@ -112,11 +112,8 @@ class IsolatedArrival(Arrival):
         asking = self._connections.asking
         if asking is not None:  # else it would be of another kind
             validates = UNSURE if self._unsure else self._validates
-            if self._reserve is None:
-                self._question = asking.ask(self, self.host, validates)
-            else:
-                reserve, self._reserve = self._reserve, None
-                self._question = asking.ask(self, self.host, validates, reserve)
+            reserve, self._reserve = self._reserve, None
+            self._question = asking.ask(self, self.host, validates, reserve)
 
     def _get_reserve(self) -> bool:
         """Get a descriptor for the backend at another's cost; else it is over, or is to wait for

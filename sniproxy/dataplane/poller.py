@@ -8,7 +8,6 @@ raised is abandoned, again and again until that has worked. An event that may ha
 way (epoll tells of an edge only once) is made up for by telling every watcher to look.
 """
 
-import functools
 import select
 import time
 from collections.abc import Callable
@@ -224,11 +223,11 @@ class Poller:
             for watcher in turn:
                 self.guard(watcher, watcher.resume)
 
-    def guard(self, watcher: Watcher, act: Callable[[], object]) -> bool:
+    def guard(self, watcher: Watcher, act: Callable[..., object], *arguments: object) -> bool:
         """Do something of a watcher's: what it raises is the end of that one, and no more. Say
         whether it was done."""
         try:
-            act()
+            act(*arguments)
         except Exception as error:  # one connection ends here, no more
             self._broken[self._broken_count] = watcher
             self._broken_count += 1
@@ -261,7 +260,7 @@ class Poller:
         for fd in range(len(watchers)):
             watcher = watchers[fd]
             if watcher is not None:
-                self.guard(watcher, functools.partial(watcher.ready, _ANYTHING))
+                self.guard(watcher, watcher.ready, _ANYTHING)
 
     def close(self) -> None:
         self._epoll.close()

@@ -28,7 +28,7 @@ FOREVER = (1 << 63) - 1
 _EPOCH, _TROUBLE, _COUNT, _BARS = range(4)
 _OF_A_BAR = 4
 _PLACES = _BARS + MOST_BARS * _OF_A_BAR
-_OF_A_PLACE = 5
+_OF_A_PLACE = 6
 
 
 HANGING, SLOW, PASSING = range(3)
@@ -96,17 +96,22 @@ class Board:
 
 
 class Place:
-    """What one resolver process is about. It writes all but ``given_up``."""
+    """What one resolver process is about. It writes all but whether it is given up."""
 
     __slots__ = ("_numbers",)
 
     def __init__(self, numbers: "memoryview[int]") -> None:
         self._numbers = numbers
 
-    def begin(self, worker: int, question: int) -> int:
-        """Begin with the question of a worker; give the time."""
+    def take(self, worker: int, message: int) -> None:
+        """Take a message of a worker's."""
+        self._numbers[1] = worker
+        self._numbers[5] = message
+
+    def begin(self, question: int) -> int:
+        """Begin with a question of it; give the time."""
         numbers = self._numbers
-        numbers[1] = worker
+        numbers[0] = 0
         numbers[2] = question
         numbers[3] = 0
         now = numbers[0] = monotonic_ns()
@@ -116,26 +121,29 @@ class Place:
         """Say whose entry is gone into next."""
         self._numbers[3] = owner + 1
 
-    def done(self) -> int:
-        """Say that it is answered; give 0, or 1 if nobody waits for its answers any more: then it
-        is to leave."""
-        self._numbers[0] = 0
-        return self._numbers[4]
+    def done(self) -> None:
+        """Say that the message is answered."""
+        self._numbers[0] = self._numbers[5] = 0
 
     @property
     def since(self) -> int:
-        """When the question under way was begun, 0 where there is none."""
+        """When the last question was begun, 0 where there is none."""
         return self._numbers[0]
 
     @property
-    def question(self) -> tuple[int, int]:
-        """The worker that asks, and its question."""
-        return self._numbers[1], self._numbers[2]
+    def question(self) -> tuple[int, int, int]:
+        """The worker that asks, its message (0 where that is answered), and the question."""
+        return self._numbers[1], self._numbers[5], self._numbers[2]
 
     @property
     def owner(self) -> int | None:
         """Whose entry is looked into, None where that is not known yet."""
         return self._numbers[3] - 1 if self._numbers[3] else None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for its answers any more: then it is to leave."""
+        return bool(self._numbers[4])
 
     def give_up(self) -> None:
         """Wait for its answers no more."""

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 from _socket import socketpair
-from socket import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, SocketType
+from socket import AF_UNIX, SOCK_SEQPACKET, SocketType
 
 from sniproxy.dataplane.asking import Desk
 from sniproxy.dataplane.poller import Poller
@@ -33,7 +33,6 @@ class Resolvers:
         self._board = Board()
         # Of each pair the first end is the warden's or a resolver's.
         self._questions = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        self._waker = socketpair(AF_UNIX, SOCK_STREAM)
         self._bell = socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._answers = [socketpair(AF_UNIX, SOCK_SEQPACKET) for _ in range(workers)]
         self._life: SocketType | None = None
@@ -43,8 +42,7 @@ class Resolvers:
     def desk(self, worker: int) -> Desk:
         """Give a process its own place to ask at."""
         answers = self._answers[worker][1]
-        questions, waker, bell = self._questions[1], self._waker[1], self._bell[1]
-        return Desk(worker, questions, waker, answers, bell, self._trouble)
+        return Desk(worker, self._questions[1], answers, self._bell[1], self._trouble)
 
     def forsake(self, worker: int) -> None:
         """Close, in a worker that was just forked, what is others'."""
@@ -53,7 +51,6 @@ class Resolvers:
             if number != worker:
                 pair[1].close()
         self._questions[0].close()
-        self._waker[0].close()
         self._bell[0].close()
 
     def _trouble(self) -> str:
@@ -108,7 +105,7 @@ class Resolvers:
         if self._life is not None:
             os.kill(self._pid, signal.SIGKILL)
             self._bury()
-        for pair in (self._questions, self._waker, self._bell, *self._answers):
+        for pair in (self._questions, self._bell, *self._answers):
             for one in pair:
                 one.close()
 
@@ -126,9 +123,9 @@ class Resolvers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        questions, waker, bell = self._questions[0], self._waker[0], self._bell[0]
+        questions, bell = self._questions[0], self._bell[0]
         answers = [pair[0] for pair in self._answers]
-        ours = [one.fileno() for one in (life, questions, waker, bell, *answers)]
+        ours = [one.fileno() for one in (life, questions, bell, *answers)]
         kept = sorted({2, self._hosts.fileno(), *ours})
         # Who waits for the end of our standard error must not wait for one that hangs.
         for fd in (0, 1, 2):
@@ -137,7 +134,7 @@ class Resolvers:
         for before, behind in zip(kept, [*kept[1:], limit], strict=True):
             if before + 1 < behind:
                 os.closerange(before + 1, behind)
-        Warden(self._hosts, self._board, questions, waker, answers, bell, life).run()
+        Warden(self._hosts, self._board, questions, answers, bell, life).run()
 
 
 def reap() -> None:

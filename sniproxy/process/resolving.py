@@ -7,14 +7,14 @@ goes into before it does.
 
 import contextlib
 import os
-import struct
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Sequence
 from resource import RUSAGE_SELF, getrusage, struct_rusage
 from socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, SocketType
 from time import monotonic_ns
 
 from sniproxy.process.board import HANGING, HELD, PASSING, SLOW, Board, Place
-from sniproxy.resolver.answer import LONGEST, OWNER, Answer, Outcome, answer, asked, knowing
+from sniproxy.resolver.answer import LONGEST, NOBODY, OWNER, answer, answers, asked
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import OWNER_BARRED, OWNER_HANGS, OWNER_SLOW, Barred, fault, reach
 
@@ -36,18 +36,13 @@ MOST_ACCOUNTS = 1024
 GO = b"!"
 CAREFULLY = b"?"
 """The same, after one has slept in the hosts directory itself."""
-_WAKES = 4096
-"""Times that one was woken, at most, that are as good as one."""
 
 _REASONS = {HANGING: OWNER_HANGS, SLOW: OWNER_SLOW, PASSING: OWNER_BARRED}
 
-_DESCRIPTOR = struct.Struct("i")
-
 
 class Resolver:
-    """Looks up for the warden of an ``epoch``, at its ``place``. ``waker`` can be read when there
-    are questions, ``warden`` is how that says when to begin, and is told which owner is too
-    slow."""
+    """Looks up for the warden of an ``epoch``, at its ``place``. ``warden`` is how that says when
+    to begin, and is told which owner is too slow."""
 
     def __init__(
         self,
@@ -55,7 +50,6 @@ class Resolver:
         board: Board,
         place: Place,
         questions: SocketType,
-        waker: SocketType,
         answers: Sequence[SocketType],
         warden: SocketType,
     ) -> None:
@@ -64,7 +58,6 @@ class Resolver:
         self._epoch = board.epoch
         self._place = place
         self._questions = questions
-        self._waker = waker
         self._answers = answers
         self._warden = warden
         self._trusted = trusted(hosts)
@@ -72,8 +65,6 @@ class Resolver:
         """Nanoseconds too many that an owner has had, and at which time that was so."""
         self._owner = 0
         """Whose entry was gone into last for the question under way."""
-        self._known: int | None = None
-        """Whose it was when it was reached before, if that is said."""
         hosts.entering = self._enter
 
     def run(self) -> None:
@@ -81,59 +72,50 @@ class Resolver:
         go = self._warden.recv(len(GO))
         if not go:
             return
-        take: Callable[[int, int], bytes] = self._questions.recv
-        if go == CAREFULLY:
-            take = self._take_known
-            self._hosts.owner = self._known_owner  # type: ignore[method-assign]
-        hosts, board, place, epoch = self._hosts, self._board, self._place, self._epoch
-        watched, used = 0, getrusage(RUSAGE_SELF)
+        board, place, epoch = self._board, self._place, self._epoch
+        watched = 0  # until when look-ups are measured, since one was slow
         while True:
-            try:
-                message = take(LONGEST, MSG_DONTWAIT)
-            except BlockingIOError:
-                if not self._waker.recv(_WAKES):
-                    return
-                continue
+            message = self._questions.recv(LONGEST)
             if not message:
                 return
-            number, worker, validates, host = asked(message)
-            self._owner = 0
-            if board.epoch != epoch:
-                self._tell(worker, number, Answer(Outcome.AGAIN, host), None)
+            sent, worker, questions = asked(message)
+            if board.epoch != epoch:  # those of another warden look now
+                self._tell(worker, answers(sent, []), [])
                 return
-            begun = place.begin(worker, number)
-            # Most look-ups of most days are as they should be, and this would be a part of them.
-            if begun < watched:
-                used = getrusage(RUSAGE_SELF)
-            try:
-                said, backend = reach(hosts, host, validates)
-            except Exception as error:  # of this question, no more
-                said, backend = fault(host, error), None
-            self._tell(worker, number, said, backend)
-            if place.done():
+            place.take(worker, sent)
+            # Whoever asks keeps the others until they can be looked up without being held.
+            only_known = go == CAREFULLY and board.trouble == HELD
+            said: list[tuple[bytes, str]] = []
+            backends: list[SocketType] = []
+            for (number, owner, validates), host in questions:
+                if only_known and owner == NOBODY:
+                    continue
+                self._owner = 0
+                begun = place.begin(number)
+                # Most look-ups of most days are as they should be: this would be a part of them.
+                used = getrusage(RUSAGE_SELF) if begun < watched else None
+                try:
+                    found, backend = reach(self._hosts, host, validates, owner)
+                except Exception as error:  # of this question, no more
+                    found, backend = fault(host, error), None
+                said.append(answer(number, found, self._owner))
+                if backend is not None:
+                    backends.append(backend)
+                spent = monotonic_ns() - begun
+                if spent > NORMAL:
+                    if place.owner not in self._trusted:
+                        if used is not None:
+                            self._account(taken(used, spent) - NORMAL)
+                        watched = begun + MINUTE
+                    if place.given_up:
+                        break
+                    # The others have waited long enough.
+                    self._tell(worker, answers(sent, said, more=True), backends)
+                    said, backends = [], []
+            self._tell(worker, answers(sent, said), backends)
+            place.done()
+            if place.given_up:
                 return
-            spent = monotonic_ns() - begun
-            if spent > NORMAL:
-                if begun < watched:
-                    self._account(taken(used, spent) - NORMAL)
-                watched = begun + MINUTE
-
-    def _take_known(self, size: int, flags: int) -> bytes:
-        """Take a question; while the hosts directory is held only one about a host that was
-        reached, and none about others, which whoever asks keeps meanwhile."""
-        while True:
-            message, self._known = knowing(self._questions.recv(size, flags))
-            if not message or self._known is not None or self._board.trouble != HELD:
-                return message
-            number, worker, _, host = asked(message)
-            self._owner = 0
-            self._tell(worker, number, Answer(Outcome.AGAIN, host), None)
-
-    def _known_owner(self, directory: str) -> int:
-        """Give an entry's owner. Should that hang, it is the doing of whose it was."""
-        if self._known is not None:
-            self._enter(self._known)
-        return Hosts.owner(self._hosts, directory)
 
     def _enter(self, owner: int) -> None:
         self._owner = owner
@@ -143,24 +125,21 @@ class Resolver:
             passes = bar.why == HANGING and monotonic_ns() - bar.since < GRACE
             raise Barred(owner, _REASONS[bar.why], passes=passes)
 
-    def _tell(self, worker: int, number: int, said: Answer, backend: SocketType | None) -> None:
-        message, answers = answer(number, said, self._owner), self._answers[worker]
-        # Who asked may not have taken many before this one; it stops waiting by itself.
-        if backend is None:
-            with contextlib.suppress(OSError):
-                answers.send(message, MSG_DONTWAIT)
-            return
-        rights = SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(backend.fileno())
-        try:
-            answers.sendmsg((message,), (rights,), MSG_DONTWAIT)
-        except OSError:
-            pass
-        backend.close()
+    def _tell(self, worker: int, message: bytes, backends: list[SocketType]) -> None:
+        rights = []
+        if backends:
+            descriptors = array("i", [backend.fileno() for backend in backends])
+            rights.append((SOL_SOCKET, SCM_RIGHTS, descriptors))
+        # Who asked may not have taken many before these; it stops waiting by itself.
+        with contextlib.suppress(OSError):
+            self._answers[worker].sendmsg((message,), rights, MSG_DONTWAIT)
+        for backend in backends:
+            backend.close()
 
     def _account(self, more: int) -> None:
         """Note that an owner's entries took more time than usual, by so much."""
         owner = self._place.owner
-        if more <= 0 or owner is None or owner in self._trusted:
+        if more <= 0 or owner is None:
             return
         now = monotonic_ns()
         owed, then = self._owed.get(owner, (0, now))

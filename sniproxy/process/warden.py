@@ -19,7 +19,7 @@ from socket import AF_UNIX, MSG_DONTWAIT, SOCK_SEQPACKET, SocketType
 
 from sniproxy.process.board import FOREVER, HELD, NO_PROCESS, PASSING, PLACES, SLOW, Bar, Board
 from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, Resolver, trusted
-from sniproxy.resolver.answer import OWNER, Answer, Outcome, answer
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answer, answers
 from sniproxy.resolver.hosts import Hosts
 from sniproxy.resolver.reach import hanging
 
@@ -29,6 +29,9 @@ usual, and as long as everybody else waits for it once."""
 
 AGAIN = 1.0
 """Seconds between two tries to start a process, where there was none to be had or it has died."""
+
+
+_AGAIN = Answer(Outcome.AGAIN, "")
 
 
 @contextlib.contextmanager
@@ -61,7 +64,6 @@ class Warden:
         hosts: Hosts,
         board: Board,
         questions: SocketType,
-        waker: SocketType,
         answers: Sequence[SocketType],
         bell: SocketType,
         life: SocketType,
@@ -69,7 +71,6 @@ class Warden:
         self._hosts = hosts
         self._board = board
         self._questions = questions
-        self._waker = waker
         self._answers = answers
         self._bell = bell
         self._life = life
@@ -149,8 +150,8 @@ class Warden:
                 self._life.close()
                 for one in (child, *self._children.values()):
                     one.socket.close()
-                questions, waker, answers = self._questions, self._waker, self._answers
-                Resolver(self._hosts, self._board, place, questions, waker, answers, theirs).run()
+                questions, answers = self._questions, self._answers
+                Resolver(self._hosts, self._board, place, questions, answers, theirs).run()
         theirs.close()
         self._children[ours.fileno()] = child
         self._poll.register(ours.fileno(), select.POLLIN)
@@ -164,7 +165,7 @@ class Warden:
         if child is None:
             return
         place, now = self._board.place(child.number), time.monotonic_ns()
-        since, (worker, number), owner = place.since, place.question, place.owner
+        since, (worker, message, number), owner = place.since, place.question, place.owner
         if not since or now - since < HANGS or place.since != since:
             return
         place.give_up()
@@ -173,11 +174,11 @@ class Warden:
             self._held.append(child)
             self._go = CAREFULLY
             self._board.trouble = HELD
-            self._tell(worker, number, Answer(Outcome.AGAIN, ""))
+            self._tell(worker, message, number, _AGAIN)
             return
         child.holder = owner
         self._bar(Bar(owner, now, FOREVER))
-        self._tell(worker, number, hanging(owner))
+        self._tell(worker, message, number, hanging(owner))
 
     def _bar(self, bar: Bar) -> None:
         now = time.monotonic_ns()
@@ -185,9 +186,10 @@ class Warden:
         self._bars[bar.owner] = bar
         self._board.bar(self._bars)
 
-    def _tell(self, worker: int, number: int, said: Answer) -> None:
+    def _tell(self, worker: int, message: int, number: int, said: Answer) -> None:
+        """Answer one question of a message; the others of it are asked once more."""
         with contextlib.suppress(OSError):
-            self._answers[worker].send(answer(number, said), MSG_DONTWAIT)
+            self._answers[worker].send(answers(message, [answer(number, said)]), MSG_DONTWAIT)
 
     def _hear(self, child: _Child) -> None:
         message = b""
@@ -214,8 +216,8 @@ class Warden:
         place = self._board.place(child.number)
         if child is self._active:
             self._active = None
-            if place.since:
-                self._tell(*place.question, Answer(Outcome.AGAIN, ""))
+            if place.question[1]:
+                self._tell(*place.question, _AGAIN)
         if child is self._spare:
             self._spare = None
         if child in self._held:

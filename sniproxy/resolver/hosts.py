@@ -52,6 +52,9 @@ DESCRIPTORS_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, er
 """Errors that pass when others give back what they hold, accept(2) and socket(2)."""
 
 
+_access, _EXISTS = os.access, os.F_OK
+
+
 class NoHostsDirectory(OSError):  # noqa: N818 - what the user is told
     """The working directory can't be the hosts directory."""
 
@@ -205,9 +208,10 @@ class Hosts:
 
     def proxy_version(self, directory: str) -> int:
         """Say which PROXY header a host wants: 2, 1, or 0 for none. The newer one wins."""
-        if self.has(directory, naming.SEND_PROXY_V2):
+        # Of each connection it is asked for, so not by way of ``has``.
+        if _access(f"{directory}/{naming.SEND_PROXY_V2}", _EXISTS):
             return 2
-        return 1 if self.has(directory, naming.SEND_PROXY_V1) else 0
+        return 1 if _access(f"{directory}/{naming.SEND_PROXY_V1}", _EXISTS) else 0
 
     def fallback(self, host: str) -> str | None:
         """Name the entry that serves a host which has no directory of its own, or clients without

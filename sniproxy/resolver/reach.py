@@ -8,7 +8,7 @@ to hang, and raise ``Barred``.
 from socket import AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM, SocketType
 
 from sniproxy.parser.alert import Alert
-from sniproxy.resolver.answer import UNSURE, Answer, Outcome
+from sniproxy.resolver.answer import NOBODY, UNSURE, Answer, Outcome
 from sniproxy.resolver.hosts import NO_SUCH_HOST, Hosts
 from sniproxy.resolver.naming import ACME_SOCKET, SOCKET, directory_name
 
@@ -36,12 +36,17 @@ class Barred(Exception):  # noqa: N818 - an answer, not a fault
         self.passes = passes
 
 
-def reach(hosts: Hosts, host: str, validates: int) -> tuple[Answer, SocketType | None]:
+def reach(
+    hosts: Hosts, host: str, validates: int, known: int = NOBODY
+) -> tuple[Answer, SocketType | None]:
     """Look for the backend of a host, empty for who names none; ``validates`` is as in a
-    ``Question``. The socket is the caller's."""
+    ``question``. Whose its entry is ``known`` to have been is to blame if that itself can't be
+    asked for. The socket is the caller's."""
     entry = line = host
     backend: SocketType | None = None
     try:
+        if known != NOBODY:
+            hosts.entering(known)
         if not host:
             named = hosts.fallback("")
             if named is None:

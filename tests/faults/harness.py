@@ -69,7 +69,7 @@ def ask(proxy: Proxy, wire: bytes = HELLO) -> float:
     begin = time.monotonic()
     with proxy.connect() as client:
         client.sendall(wire)
-        assert read_exactly(client, len(SERVED)) == SERVED
+        assert read_exactly(client, len(SERVED)) == SERVED, proxy.log
     return time.monotonic() - begin
 
 
