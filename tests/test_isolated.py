@@ -9,7 +9,13 @@ from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.asking import LOOK, LOST, Asking
 from sniproxy.dataplane.connections import PATIENCE
-from sniproxy.dataplane.isolated import IsolatedAnnouncedArrival, IsolatedArrival, arrival_kind
+from sniproxy.dataplane.isolated import (
+    IsolatedAnnouncedArrival,
+    IsolatedArrival,
+    IsolatedContender,
+    arrival_kind,
+)
+from sniproxy.dataplane.waiting import FOR_A_SPARE
 from sniproxy.resolver.answer import Answer, Outcome
 from sniproxy.resolver.reach import hanging, reach
 from tests.desk import Counter, Question
@@ -165,6 +171,50 @@ def test_a_descriptor_at_anothers_cost(world: World, monkeypatch: pytest.MonkeyP
     assert world.resolve() == 2
     assert backend.accept().recv(999) == HELLO
     assert made[0].fileno() == -1
+
+
+def test_who_lacks_what_is_lent_for_a_moment_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each has the next one try, since that one's answer gives it back."""
+    backend = world.plane.backend("a.example")
+    shares = world.plane.connections.shares
+    lent = [True]
+    for name, value in {"lacking": 1, "restore": 1, "balance": 0}.items():
+        monkeypatch.setattr(shares, name, lambda value=value: value)
+    monkeypatch.setattr(shares, "awaited", lambda: lent[0])
+    monkeypatch.setattr(shares, "make_room", lambda *_: None)
+    monkeypatch.setattr(shares, "backend", lambda *_: socket.socket(socket.AF_UNIX))
+    clients = [world.plane.client(HELLO, kind=IsolatedContender) for _ in range(2)]
+    assert not world.take()
+    assert list(world.plane.connections.lines) == [FOR_A_SPARE]
+    lent[0] = False
+    world.plane.clock.advance(0.01)
+    for _ in clients:
+        assert world.resolve() == 1
+        assert backend.accept().recv(999) == HELLO
+    lent[0] = True
+    monkeypatch.setattr(shares, "backend", lambda *_: None)
+    client = world.plane.client(HELLO, kind=IsolatedContender)
+    world.plane.clock.advance(PATIENCE + 0.2)
+    assert world.plane.read(client, 7) == alert(80)
+    assert "end=refused:no_descriptor" in world.plane.log
+
+
+def test_who_is_about_to_be_connected_counts_for_its_host(world: World) -> None:
+    backend = world.plane.backend("a.example")
+    world.client(HELLO)
+    world.resolve()
+    stream = backend.accept()
+    for host in ("a.example", "a.example", "b.example"):
+        world.client(hello(host))
+    shares = world.plane.connections.shares
+    shares._census()
+    hosts = shares._known.hosts
+    assert hosts.greatest()[0] == 3
+    assert len(hosts) == 2
+    world.resolve()
+    stream.close()
 
 
 def test_in_a_line_one_asks_for_all(world: World) -> None:

@@ -426,6 +426,23 @@ def test_who_is_not_known_yet_takes_from_the_host_that_has_the_most(
     assert sum(map(crowd.is_relayed, clients)) == 3
 
 
+def test_who_has_not_said_which_host_it_wants_may_want_one_that_has_few(
+    crowd_of: Make, plane: Plane, tmp_path: pathlib.Path
+) -> None:
+    """So it is not ended for another, as long as a host has more than there are of them."""
+    crowd = three_hosts(crowd_of, plane, tmp_path)
+    clients = [crowd.join("") for _ in range(4)]
+    slow = [crowd.connect("", hello("b.example")[:60]) for _ in range(2)]
+    plane.until(lambda: len(plane.connections.undecided) == 2)
+    crowd.fill()
+    assert crowd.outcome(crowd.connect("")) == INTERNAL_ERROR
+    assert crowd.outcome(crowd.connect("", hello("b.example"))) == "relayed"
+    assert len(plane.connections.undecided) == 2
+    assert sum(map(crowd.is_relayed, clients)) in (2, 3)
+    for client in slow:
+        client.close()
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_a_default_is_one_host_for_all_names(
     crowd_of: Make, plane: Plane, tmp_path: pathlib.Path, counted: bool
@@ -529,6 +546,17 @@ def test_without_spares_the_greatest_gives_one_back(crowd: Crowd) -> None:
     crowd.lose_spares()
     crowd.fill()
     assert crowd.outcome(crowd.connect(B)) == "relayed"
+
+
+def test_nobody_is_ended_for_what_is_back_in_a_moment(crowd: Crowd) -> None:
+    clients = [crowd.join(A) for _ in range(9)]
+    shares = crowd.plane.connections.shares
+    crowd.lose_spares()
+    crowd.fill()
+    assert not shares.lend(back_soon=True)
+    assert all(map(crowd.is_relayed, clients))
+    assert shares.lend()
+    assert sum(map(crowd.is_relayed, clients)) == 8
 
 
 def test_without_spares_who_is_entitled_is_not_ended_for_who_comes(crowd: Crowd) -> None:

@@ -18,7 +18,7 @@ from sniproxy.dataplane.record import log_connection
 from sniproxy.dataplane.relay import End
 from sniproxy.dataplane.shares import Spare
 from sniproxy.dataplane.state import Arriving, Carried
-from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, OF_NO_HOST
 from sniproxy.parser import proxy_header
 from sniproxy.parser.alert import Alert, Nameless, Refusal, alert_record
 from sniproxy.parser.client_hello import ClientHelloParser, WholeHelloParser, usual_host_name
@@ -381,7 +381,7 @@ class Arrival:
 
     def crowd_out(self, name: str) -> None:
         """Refuse it, since too much is kept for those who wait already (``waiting.Waiter``)."""
-        reason = "no_descriptor" if name == FOR_A_DESCRIPTOR else "queue_full"
+        reason = "no_descriptor" if name in OF_NO_HOST else "queue_full"
         self.refuse(Refusal(Alert.INTERNAL_ERROR, reason))
 
     def _not_reached(self, refused: Refusal, error: OSError) -> None:

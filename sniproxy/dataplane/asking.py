@@ -199,6 +199,11 @@ class Asking:
             return number
         return self._ask(asker, host, validates, reserve)
 
+    @property
+    def busy(self) -> bool:
+        """Whether answers are on their way."""
+        return bool(self._under_way or self._unsent)
+
     def note(self, directory: str, owner: int) -> None:
         """Remember whose an entry is."""
         if len(self.owners) >= MOST_OWNERS:

@@ -14,7 +14,7 @@ from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.connections import Connections
 from sniproxy.dataplane.contender import AnnouncedContender, Contender
 from sniproxy.dataplane.shares import Spare
-from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, FOR_A_SPARE
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.resolver.answer import UNSURE, Answer, Outcome
 from sniproxy.resolver.naming import ACME_SOCKET, NO_SERVER_NAME, directory_name
@@ -59,6 +59,11 @@ class IsolatedArrival(Arrival):
     """Whether it has had one."""
     _spare: Spare | None = None
     """Says whether the backend that is found is entitled to a reserve that was held back."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether its backend is about to be known."""
+        return self._question is not None or self._place == FOR_A_SPARE
 
     def ready(self, mask: int) -> None:
         self._told = True
@@ -123,6 +128,17 @@ class IsolatedArrival(Arrival):
         if isinstance(reserve, Spare):
             self._spare = reserve
         return reserve is not None
+
+    def _contend(self) -> SocketType | None:
+        if self._connections.shares.awaited() and self._may_wait():
+            return None  # others have it for as long as their questions are under way
+        return super()._contend()
+
+    def _lacks(self) -> str | None:
+        """Name the line of what it lacks, or None if it is over."""
+        if self._received is None:
+            return None
+        return FOR_A_SPARE if self._connections.shares.awaited() else FOR_A_DESCRIPTOR
 
     def _may_wait(self) -> bool:
         return super()._may_wait() and self._spare is None
@@ -205,17 +221,25 @@ class IsolatedArrival(Arrival):
         self._next(place)
 
     def _reached(self, said: Answer, backend: SocketType | None) -> None:
+        place = self._place or FOR_A_SPARE
+        self._act_on(said, backend)
+        self._next(place)
+
+    def _act_on(self, said: Answer, backend: SocketType | None) -> None:
         connections = self._connections
         if backend is None:  # the kernel had no descriptor for it here
             if self._reserved:  # others of this machine have taken it
                 self.turn_away()
             elif self._get_reserve():
                 self._ask()
-            elif self._received is not None:
-                self._wait_in(FOR_A_DESCRIPTOR)
+            else:
+                line = self._lacks()
+                if line is not None:
+                    self._wait_in(line)
             return
         spare, self._spare = self._spare, None
-        if spare is not None and not spare.entitled(backend):
+        # What was lent may have come back meanwhile.
+        if spare is not None and connections.shares.restore() and not spare.entitled(backend):
             self.turn_away()
             return
         received = self._received or b""
@@ -230,10 +254,8 @@ class IsolatedArrival(Arrival):
             if place is not None:
                 self._wait_in(place)
             return
-        place = self._place
         self._leave()
         self._forward(backend, directory, said.version, received)
-        self._next(place)
 
     def _refused(self, said: Answer) -> None:
         if said.outcome == Outcome.AGAIN:
@@ -306,7 +328,7 @@ class IsolatedContender(IsolatedArrival, Contender):
         if not self._reserved and self._still_lent():
             received = self._keep(received)
             if not self._get_reserve():
-                self._place = FOR_A_DESCRIPTOR if self._received else None
+                self._place = self._lacks()
                 return self._place
             self.lent = self._spare is not None
         return super()._connect(received)

@@ -20,7 +20,7 @@ from sniproxy.dataplane.poller import READ
 from sniproxy.dataplane.stray import close_strays
 from sniproxy.dataplane.tally import MOMENT, Tally
 from sniproxy.dataplane.timers import NO_MEMORY
-from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR
+from sniproxy.dataplane.waiting import FOR_A_DESCRIPTOR, FOR_A_SPARE
 from sniproxy.parser.proxy_header import SocketAddress
 from sniproxy.resolver.hosts import DESCRIPTORS_EXHAUSTED, refuse_descriptors
 
@@ -31,8 +31,10 @@ SHARED_BATCH = 8
 """The same where other workers share the queue: what a batch takes they can't."""
 
 CROWDED = 0.01
-"""Seconds that other workers have to take what this one can't, before it deals out its own; and
-until the next look where all that can be lent is."""
+"""Seconds that other workers have to take what this one can't, before it deals out its own."""
+
+LENT = 0.002
+"""Seconds until the next look where all that can be lent is."""
 
 PAUSE = 0.1
 """Seconds without accepting when no descriptor is free: the queue keeps the connections."""
@@ -239,9 +241,12 @@ class Listener:
             self._see_to_going_on(CROWDED)
             self._asked = True
             return False
-        if not connections.shares.lend():
-            if connections.shares.dealing():  # but to others, who are about to say who they are
-                self._see_to_going_on(CROWDED)
+        back_soon = connections.asking is not None and connections.asking.busy
+        waited_for = FOR_A_SPARE in connections.lines
+        if waited_for or not connections.shares.lend(back_soon=back_soon):
+            # It deals, but to others, who are about to say who they are, or which host they reach.
+            if connections.shares.dealing():
+                self._see_to_going_on(LENT)
             return False
         try:
             client, address = self._socket.accept()

@@ -28,6 +28,7 @@ from sniproxy.dataplane.timers import NO_MEMORY, Later
 from sniproxy.log.log import Log
 from sniproxy.parser.alert import Alert, Refusal
 from sniproxy.parser.proxy_header import SocketAddress
+from sniproxy.resolver.naming import directory_name
 
 FEWEST, MOST = 4, 32
 """Descriptors held back, a sixteenth of all within these bounds: the first for a backend, the
@@ -121,13 +122,37 @@ class Census:
     """Who has what, by address, and by host as long as all are of one address; and what each Unix
     client has moved, and since when, for no kernel tells that. So many ``came`` before it."""
 
-    __slots__ = ("addresses", "came", "hosts", "moved")
+    __slots__ = ("addresses", "came", "hosts", "listeners", "moved", "wanted")
 
     def __init__(self, came: int = 0) -> None:
         self.came = came
         self.addresses = Holdings()
         self.hosts = Holdings()
+        self.listeners: dict[str, str] = {}
+        """Who listens for a host, by its directory, as far as somebody is connected."""
+        self.wanted: list[tuple[str, SocketType]] = []
+        """The directories that clients are about to be connected to: counted last."""
         self.moved: dict[SocketType, tuple[int, float]] = {}
+
+    def put(self, holder: "Holder", client: SocketType) -> None:
+        """Count one by its host."""
+        wanted = _wanted(holder)
+        if isinstance(holder, End):
+            whose = self.listeners[holder.host] = listener(holder.peer.socket)
+            self.hosts.put(whose, client)
+        elif wanted:
+            self.wanted.append((directory_name(wanted), client))
+        else:
+            self.hosts.put("", client)
+
+    def compare(self) -> None:
+        """See who has the most."""
+        self.addresses.compare()
+        for directory, client in self.wanted:
+            self.hosts.put(self.listeners.get(directory, directory), client)
+        self.wanted.clear()
+        if len(self.addresses) == 1:
+            self.hosts.compare()
 
 
 class Shares:
@@ -178,8 +203,9 @@ class Shares:
         up, while any are lacking. What was lent to who is ended comes back, and is no gain."""
         return -self.restore() - self._returned
 
-    def lend(self) -> bool:
-        """Have a number free for who comes next, whoever it is, if anybody could be entitled."""
+    def lend(self, *, back_soon: bool = False) -> bool:
+        """Have a number free for who comes next, whoever it is, if anybody could be entitled. What
+        is lent may be ``back_soon``: then nobody is ended for it."""
         dealing = self.dealing()
         if self._uncounted and not dealing:
             return False
@@ -192,7 +218,7 @@ class Shares:
                 return False
             if oldest.bid() is not True:
                 self._end(oldest)
-        elif not dealing or not self._end_one_of_the_most():
+        elif back_soon or not dealing or not self._end_one_of_the_most():
             return False
         self.restore()
         return self._lend()
@@ -212,9 +238,11 @@ class Shares:
         """Give one a socket for its backend at another's cost, if its address or its host is
         entitled to that. What was lent to it is taken back before."""
         enough = self.balance() + 1 + one.lent
+        # Who has not said yet which host it wants may want one that has few.
+        many = len(self._undecided) >= self._known.hosts.greatest()[0]
         for _ in range(FOR_ONE):
             room = one.bid()
-            oldest = next(self._young(), None) if room is None else None
+            oldest = next(self._young(), None) if room is None and many else None
             if not room and (oldest is None or not self._end(oldest)):
                 break
             if self.balance() >= enough:
@@ -228,6 +256,11 @@ class Shares:
         spare = self._spares.pop()
         spare.entitled = lambda backend: self._make_room_for_host(listener(backend), client)
         return spare
+
+    def awaited(self) -> bool:
+        """Say whether all spares are lent, and one is what somebody by its host could be entitled
+        to."""
+        return not self._spares and self._known.hosts.greatest()[0] > 1
 
     def close(self) -> None:
         """Give the spares up, for good."""
@@ -333,27 +366,24 @@ class Shares:
         """Count a slice."""
         begin = self._clock()
         known, census = self._known, self._next
-        addresses, hosts = census.addresses, census.hosts
+        addresses = census.addresses
         for _ in range(min(SLICE, len(self._uncounted))):
             client = self._uncounted.pop()
             holder = self._holder(client)
-            if holder is None or _is_lent(holder):
+            if holder is None or (_is_lent(holder) and not _wanted(holder)):
                 continue  # it is over, only begins, or has nothing to lose
             try:
                 whose = network(address_of(holder, client))
                 addresses.put(whose, client)
                 if len(addresses) == 1:
-                    backend = holder.peer.socket if isinstance(holder, End) else None
-                    hosts.put(listener(backend) if backend else "", client)
+                    census.put(holder, client)
             except OSError:  # about to be over
                 continue
             if client.family == _UNIX:
                 then, now = known.moved.get(client), _moved(holder)
                 census.moved[client] = then if then and then[0] == now else (now, begin)
         if not self._uncounted:
-            addresses.compare()
-            if len(addresses) == 1:
-                hosts.compare()
+            census.compare()
             self._known = census
         end = self._clock()
         self._spent += end - begin
@@ -376,6 +406,11 @@ class Shares:
 
 def _is_lent(holder: Holder) -> bool:
     return getattr(holder, "lent", False)
+
+
+def _wanted(holder: Holder) -> str:
+    """Give the name for which one is about to get a backend, if it is."""
+    return getattr(holder, "host", "") if getattr(holder, "asks", False) else ""
 
 
 def address_of(holder: Holder, client: SocketType) -> SocketAddress:

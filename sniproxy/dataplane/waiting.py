@@ -30,6 +30,11 @@ may wait for a backend, and each might have sent a megabyte."""
 FOR_A_DESCRIPTOR = ""
 """The line of those who have no descriptor for their backend: no host has such a name."""
 
+FOR_A_SPARE = "/"
+"""The line of those who lack one that is lent to others for a moment (``shares``); likewise."""
+
+OF_NO_HOST = FOR_A_DESCRIPTOR, FOR_A_SPARE
+
 TRIES_A_TURN = 16
 """Tries in a row, while there is room, before other connections have their turn."""
 
@@ -65,7 +70,7 @@ class Lines(dict[str, "Line"]):
         line = self.get(name)
         if line is None:
             # Its timer first: without one nobody would ever be tried.
-            line = Line(self, name, waiter.owner() if name else None)
+            line = Line(self, name, None if name in OF_NO_HOST else waiter.owner())
             self._later(FIRST_RETRY, line.run)
             self[name] = line
             self._of_owner[line.owner] += 1

@@ -122,7 +122,7 @@ class Honest:
             client.close()
             self.refused += 1
             return self.ask(number)
-        assert said + read_exactly(client, len(SERVED) - 1) == SERVED
+        assert said + read_exactly(client, len(SERVED) - 1) == SERVED, self.proxy.log
         self.waits.append(time.monotonic() - begin)
         return client
 
@@ -220,14 +220,20 @@ def test_one_network_of_ipv6(
     honest.leave(f"{count} attempts of a /64 behind a balancer, {LIMIT} descriptors")
 
 
+@pytest.mark.parametrize("isolate", ["0", "1"])
 @pytest.mark.parametrize("workers", ["1"], indirect=True)
 def test_one_host_where_addresses_tell_nothing(
-    start: Start, serve: Serve, flood: Callable[..., Flood], full: bool, tmp_path: pathlib.Path
+    start: Start,
+    serve: Serve,
+    flood: Callable[..., Flood],
+    full: bool,
+    tmp_path: pathlib.Path,
+    isolate: str,
 ) -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(tmp_path / "listening"))
     listening.listen(1000)
-    proxy = start(listening, preexec=few)
+    proxy = start(listening, preexec=few, SNIPROXY_ISOLATE=isolate)
     for host in (HOST, OTHER):
         serve(proxy.directory(host))
     count = 50_000 if full else 4_000
