@@ -9,12 +9,14 @@ from sniproxy.dataplane.announced import AnnouncedArrival
 from sniproxy.dataplane.arrival import Arrival
 from sniproxy.dataplane.asking import LOOK, LOST, Asking
 from sniproxy.dataplane.connections import PATIENCE
+from sniproxy.dataplane.holdings import Holdings
 from sniproxy.dataplane.isolated import (
     IsolatedAnnouncedArrival,
     IsolatedArrival,
     IsolatedContender,
     arrival_kind,
 )
+from sniproxy.dataplane.shares import MOMENT
 from sniproxy.dataplane.waiting import FOR_A_SPARE
 from sniproxy.resolver.answer import Answer, Outcome
 from sniproxy.resolver.reach import hanging, reach
@@ -176,27 +178,29 @@ def test_a_descriptor_at_anothers_cost(world: World, monkeypatch: pytest.MonkeyP
 def test_who_lacks_what_is_lent_for_a_moment_waits(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And each has the next one try, since that one's answer gives it back."""
+    """And each has the next one try, since that one's answer gives it back; but not for long."""
     backend = world.plane.backend("a.example")
     shares = world.plane.connections.shares
-    lent = [True]
     for name, value in {"lacking": 1, "restore": 1, "balance": 0}.items():
         monkeypatch.setattr(shares, name, lambda value=value: value)
-    monkeypatch.setattr(shares, "awaited", lambda: lent[0])
     monkeypatch.setattr(shares, "make_room", lambda *_: None)
     monkeypatch.setattr(shares, "backend", lambda *_: socket.socket(socket.AF_UNIX))
+    monkeypatch.setattr(Holdings, "greatest", lambda _: (2, ""))
+    spares, shares._spares = shares._spares, []
     clients = [world.plane.client(HELLO, kind=IsolatedContender) for _ in range(2)]
     assert not world.take()
     assert list(world.plane.connections.lines) == [FOR_A_SPARE]
-    lent[0] = False
+    shares._spares = spares
     world.plane.clock.advance(0.01)
     for _ in clients:
         assert world.resolve() == 1
         assert backend.accept().recv(999) == HELLO
-    lent[0] = True
+    shares._spares = []
     monkeypatch.setattr(shares, "backend", lambda *_: None)
+    monkeypatch.setattr(shares, "dealing", lambda: True)
     client = world.plane.client(HELLO, kind=IsolatedContender)
-    world.plane.clock.advance(PATIENCE + 0.2)
+    world.plane.clock.advance(MOMENT + 0.2)
+    shares._spares = spares
     assert world.plane.read(client, 7) == alert(80)
     assert "end=refused:no_descriptor" in world.plane.log
 

@@ -130,7 +130,7 @@ class IsolatedArrival(Arrival):
         return reserve is not None
 
     def _contend(self) -> SocketType | None:
-        if self._connections.shares.awaited() and self._may_wait():
+        if self._connections.shares.awaited(self.accepted_at):
             return None  # others have it for as long as their questions are under way
         return super()._contend()
 
@@ -138,7 +138,8 @@ class IsolatedArrival(Arrival):
         """Name the line of what it lacks, or None if it is over."""
         if self._received is None:
             return None
-        return FOR_A_SPARE if self._connections.shares.awaited() else FOR_A_DESCRIPTOR
+        awaited = self._connections.shares.awaited(self.accepted_at)
+        return FOR_A_SPARE if awaited else FOR_A_DESCRIPTOR
 
     def _may_wait(self) -> bool:
         return super()._may_wait() and self._spare is None

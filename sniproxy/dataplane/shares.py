@@ -43,6 +43,9 @@ HEARING = 0.1
 """Seconds that who is here on what was lent has to say who it is, before it is ended for the next:
 a balancer says it at once, a hello takes a round trip."""
 
+MOMENT = 1.0
+"""Seconds within which what is lent for a look-up in another process is back."""
+
 FOR_ONE = 3
 """Clients that are ended for one, at most: for its own descriptor and its backend's two who have
 one each, and where it is the machine that has no more, others may take them."""
@@ -257,10 +260,12 @@ class Shares:
         spare.entitled = lambda backend: self._make_room_for_host(listener(backend), client)
         return spare
 
-    def awaited(self) -> bool:
-        """Say whether all spares are lent, and one is what somebody by its host could be entitled
-        to."""
-        return not self._spares and self._known.hosts.greatest()[0] > 1
+    def awaited(self, since: float) -> bool:
+        """Say whether who was accepted at a time is to wait for a spare: all are lent, for a
+        moment, and one is what somebody by its host could be entitled to."""
+        if self._spares or self._clock() >= since + MOMENT:
+            return False
+        return self._known.hosts.greatest()[0] > 1
 
     def close(self) -> None:
         """Give the spares up, for good."""
