@@ -221,7 +221,7 @@ def test_one_network_of_ipv6(
 
 
 @pytest.mark.parametrize("isolate", ["0", "1"])
-@pytest.mark.parametrize("workers", ["1"], indirect=True)
+@pytest.mark.parametrize("workers", ["1", "2"], indirect=True)
 def test_one_host_where_addresses_tell_nothing(
     start: Start,
     serve: Serve,
