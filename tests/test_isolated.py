@@ -18,11 +18,11 @@ from sniproxy.dataplane.isolated import (
 )
 from sniproxy.dataplane.shares import MOMENT
 from sniproxy.dataplane.waiting import FOR_A_SPARE
-from sniproxy.resolver.answer import Answer, Outcome
+from sniproxy.resolver.answer import UNSURE, Answer, Outcome
 from sniproxy.resolver.reach import hanging, reach
 from tests.desk import Counter, Question
 from tests.end_to_end.harness import reset
-from tests.hello import hello
+from tests.hello import extension, hello, message, records, server_name
 from tests.plane import Plane, alert
 
 HELLO = hello("a.example")
@@ -180,7 +180,11 @@ def test_who_lacks_what_is_lent_for_a_moment_waits(
 ) -> None:
     """And each has the next one try, since that one's answer gives it back; but not for long."""
     backend = world.plane.backend("a.example")
+    world.client(HELLO)
+    assert world.resolve() == 1
+    streams = [backend.accept()]
     shares = world.plane.connections.shares
+    shares._census()
     for name, value in {"lacking": 1, "restore": 1, "balance": 0}.items():
         monkeypatch.setattr(shares, name, lambda value=value: value)
     monkeypatch.setattr(shares, "make_room", lambda *_: None)
@@ -192,9 +196,11 @@ def test_who_lacks_what_is_lent_for_a_moment_waits(
     assert list(world.plane.connections.lines) == [FOR_A_SPARE]
     shares._spares = spares
     world.plane.clock.advance(0.01)
+    assert world.resolve() == len(clients)
     for _ in clients:
-        assert world.resolve() == 1
-        assert backend.accept().recv(999) == HELLO
+        streams.append(backend.accept())
+        assert streams[-1].recv(999) == HELLO
+    assert not world.plane.connections.lines.waits(FOR_A_SPARE)
     shares._spares = []
     monkeypatch.setattr(shares, "backend", lambda *_: None)
     monkeypatch.setattr(shares, "dealing", lambda: True)
@@ -203,6 +209,47 @@ def test_who_lacks_what_is_lent_for_a_moment_waits(
     shares._spares = spares
     assert world.plane.read(client, 7) == alert(80)
     assert "end=refused:no_descriptor" in world.plane.log
+
+
+def test_who_waits_for_what_is_lent_tries_no_more_often_for_an_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try is a connection to the backend that is closed again."""
+    world.client(HELLO)
+    (question,) = world.take()
+    monkeypatch.setattr(world.plane.connections.shares, "awaited", lambda _: True)
+    world.say(question.number, Answer(Outcome.REACHED, "a.example"))
+    assert world.plane.connections.lines.waits(FOR_A_SPARE)
+    for _ in range(3):
+        assert not world.take()
+        world.plane.clock.advance(0.1)
+        (question,) = world.take()
+        world.say(question.number, Answer(Outcome.REACHED, "a.example"))
+
+
+def test_who_is_to_send_the_rest_of_its_hello_is_in_no_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be tried there with what has come, as if that were all."""
+    shares, connections = world.plane.connections.shares, world.plane.connections
+    lent = [True]
+    monkeypatch.setattr(shares, "awaited", lambda _: lent[0])
+    wire = records(message(server_name((0, b"a.example")) + extension(21, bytes(400))), 2**14)
+    client = world.client(wire[:-100])
+    (question,) = world.take()
+    assert question.validates == UNSURE
+    world.say(question.number, Answer(Outcome.REACHED, "a.example"))
+    assert connections.lines.waits(FOR_A_SPARE)
+    world.plane.clock.advance(0.1)
+    (question,) = world.take()
+    world.say(question.number, Answer(Outcome.WHOLE, "a.example"))
+    assert len(connections.undecided) == 1
+    assert not connections.lines.waits(FOR_A_SPARE)
+    world.plane.clock.advance(0.1)
+    assert not world.take()
+    client.sendall(wire[-100:])
+    world.plane.turn()
+    assert [one.validates for one in world.take()] == [0]
 
 
 def test_who_is_about_to_be_connected_counts_for_its_host(world: World) -> None:

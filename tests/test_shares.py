@@ -3,6 +3,7 @@
 import errno
 import pathlib
 import socket
+import types
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -546,6 +547,21 @@ def test_without_spares_the_greatest_gives_one_back(crowd: Crowd) -> None:
     crowd.lose_spares()
     crowd.fill()
     assert crowd.outcome(crowd.connect(B)) == "relayed"
+
+
+def test_what_is_lent_is_taken_last(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end would give nothing."""
+    for _ in range(3):
+        crowd.join(A)
+    connections = crowd.plane.connections
+    lent, waiting, relayed = connections.totals.clients
+    holders = {
+        lent: types.SimpleNamespace(undecided=False, lent=True),
+        waiting: types.SimpleNamespace(undecided=False, lent=False),
+        relayed: connections.shares._holder(relayed),
+    }
+    monkeypatch.setattr(connections.shares, "_holder", holders.get)
+    assert sorted(holders, key=connections.shares._last) == [lent, relayed, waiting]
 
 
 def test_nobody_is_ended_for_what_is_back_in_a_moment(crowd: Crowd) -> None:

@@ -279,29 +279,33 @@ class Asking:
         sent, more, heads, texts = answered(message)
         text = 0
         for number, outcome, version, alert, length, error, owner in heads:
-            asker, _ = under_way.pop(number, _NOT_ASKED)
+            asker, _ = under_way.get(number, _NOT_ASKED)
             backend = backends.pop() if outcome == _REACHED and backends else None
             text += length
             if asker is None:
                 if backend is not None:
                     backend.close()
                 continue
-            unsent.pop(number, None)  # it is there if memory failed when it was sent
+            # Should memory fail up to here, it is under way still, and asked once more.
+            act: Callable[..., None] = asker.served
+            arguments: tuple[object, ...] = (backend, version, owner)
             if length or outcome:
                 if outcome == Outcome.AGAIN:
                     self._see_trouble()
                 line, _, reason = texts[text - length : text].partition(" ")
                 said = Answer(outcome, line, version, alert, reason, error, owner)
-                guard(asker, asker.answered, said, backend)
-            else:
-                guard(asker, asker.served, backend, version, owner)
+                act, arguments = asker.answered, (said, backend)
+            del under_way[number]
+            unsent.pop(number, None)  # it is there if memory failed when it was sent
+            guard(asker, act, *arguments)
         if not more:
             self._sent = max(0, self._sent - 1)
             silent = self._messages.pop(sent, _NOTHING).keys() & under_way.keys()
             if silent:
                 self._see_trouble()
                 for number in sorted(silent):
-                    self._queue(*under_way.pop(number))
+                    self._queue(*under_way[number])
+                    del under_way[number]
         if self._unsent:
             self.resume()
 
@@ -311,7 +315,7 @@ class Asking:
         turned_away, self._turned_away = self._turned_away, {}
         for asker in turned_away.values():
             self._poller.guard(asker, asker.unanswered, OWNER_BARRED)
-        self._sent = 0  # an answer may be lost
+        self._sent = 0  # an answer may be lost; while nobody answers, some more are sent
         self.resume()
         oldest = next(iter(self._under_way), 0)
         if oldest and oldest == self._oldest:
@@ -345,12 +349,12 @@ class Asking:
 
 def _sockets(rights: bytes) -> list[SocketType]:
     """Make sockets of descriptors that came with a message, the last first."""
-    descriptors = array("i", rights)
-    descriptors.reverse()
     try:
+        descriptors = array("i", rights)
+        descriptors.reverse()
         return [SocketType(_UNIX, _STREAM_NONBLOCK, 0, fd) for fd in descriptors]
     except BaseException:
-        for fd in descriptors:
+        for fd in array("i", rights):
             with contextlib.suppress(OSError):  # some are closed: they were a socket's
                 os.close(fd)
         raise

@@ -14,7 +14,7 @@ SAMPLE = 512
 
 _CREDENTIALS = struct.Struct("iII")
 
-Last = Callable[[SocketType], tuple[bool, float]]
+Last = Callable[[SocketType], tuple[int, float]]
 """Give the order of sockets: the last are taken first."""
 
 

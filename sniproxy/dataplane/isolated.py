@@ -127,10 +127,12 @@ class IsolatedArrival(Arrival):
         self._reserve, self._reserved = reserve, reserve is not None
         if isinstance(reserve, Spare):
             self._spare = reserve
+        if reserve is not None and self._place == FOR_A_SPARE:
+            self._leave()
         return reserve is not None
 
     def _contend(self) -> SocketType | None:
-        if self._connections.shares.awaited(self.accepted_at):
+        if self._connections.shares.awaited(self):
             return None  # others have it for as long as their questions are under way
         return super()._contend()
 
@@ -138,8 +140,7 @@ class IsolatedArrival(Arrival):
         """Name the line of what it lacks, or None if it is over."""
         if self._received is None:
             return None
-        awaited = self._connections.shares.awaited(self.accepted_at)
-        return FOR_A_SPARE if awaited else FOR_A_DESCRIPTOR
+        return FOR_A_SPARE if self._connections.shares.awaited(self) else FOR_A_DESCRIPTOR
 
     def _may_wait(self) -> bool:
         return super()._may_wait() and self._spare is None
@@ -191,7 +192,7 @@ class IsolatedArrival(Arrival):
             if said.outcome == Outcome.MAY_PASS and self._may_wait():
                 self._wait_in(self._line)
             else:
-                place = self._place
+                place = self._place or FOR_A_SPARE
                 self._refused(said)
                 self._next(place)
 
@@ -217,14 +218,15 @@ class IsolatedArrival(Arrival):
             self._ask()
 
     def unanswered(self, reason: str) -> None:
-        place, self._question = self._place, None
+        place, self._question = self._place or FOR_A_SPARE, None
         self.refuse(Refusal(Alert.INTERNAL_ERROR, reason))
         self._next(place)
 
     def _reached(self, said: Answer, backend: SocketType | None) -> None:
         place = self._place or FOR_A_SPARE
         self._act_on(said, backend)
-        self._next(place)
+        if self._place != place:  # else it would try again at once itself
+            self._next(place)
 
     def _act_on(self, said: Answer, backend: SocketType | None) -> None:
         connections = self._connections
@@ -275,7 +277,9 @@ class IsolatedArrival(Arrival):
     def _read_rest(self) -> None:
         """Read the hello to its end: it may be one that validates the host, and that has a socket
         for it."""
-        received = self._received or b""
+        received, place = self._received or b"", self._place
+        self._leave()
+        self._next(place)
         self.undecided, self._unsure = True, False
         self.kept = 0  # what waits is counted elsewhere
         self._read_whole(self.host, received)

@@ -242,7 +242,7 @@ class Listener:
             self._asked = True
             return False
         back_soon = connections.asking is not None and connections.asking.busy
-        waited_for = FOR_A_SPARE in connections.lines
+        waited_for = connections.lines.waits(FOR_A_SPARE)
         if waited_for or not connections.shares.lend(back_soon=back_soon):
             # It deals, but to others, who are about to say who they are, or which host they reach.
             if connections.shares.dealing():

@@ -260,12 +260,14 @@ class Shares:
         spare.entitled = lambda backend: self._make_room_for_host(listener(backend), client)
         return spare
 
-    def awaited(self, since: float) -> bool:
-        """Say whether who was accepted at a time is to wait for a spare: all are lent, for a
-        moment, and one is what somebody by its host could be entitled to."""
-        if self._spares or self._clock() >= since + MOMENT:
+    def awaited(self, one: Undecided) -> bool:
+        """Say whether one is to wait for a spare: all are lent, for a moment, and its host could be
+        entitled to one, of which addresses say nothing."""
+        known = self._known
+        if self._spares or self._clock() >= one.accepted_at + MOMENT or len(known.addresses) != 1:
             return False
-        return self._known.hosts.greatest()[0] > 1
+        same = known.addresses.count(network(one.client_address())) > 0
+        return same and known.hosts.greatest()[0] > 1
 
     def close(self) -> None:
         """Give the spares up, for good."""
@@ -341,10 +343,11 @@ class Shares:
             self._poller.guard(holder, holder.evict)
         return True
 
-    def _last(self, client: SocketType) -> tuple[bool, float]:
-        """Order clients: who has no backend yet is ended first, then who is idle for longest."""
+    def _last(self, client: SocketType) -> tuple[int, float]:
+        """Order clients: who has no backend yet is ended first, then who is idle for longest. What
+        is lent to the others is no gain."""
         holder = self._holder(client)
-        waits = hasattr(holder, "undecided")
+        waits = -1 if holder is not None and _is_lent(holder) else int(hasattr(holder, "undecided"))
         milliseconds = idle(client)
         if milliseconds is not None:
             return waits, milliseconds

@@ -4,7 +4,7 @@ A full queue answers EAGAIN, connect(2), and has to be tried again. Of all who w
 for the backend of one name only the first tries, so that thousands cost no more than one, and
 nobody who comes later gets in before those who wait. Of the lines for hosts of one owner, the more
 there are the more seldom each is tried: names are had for the making. Who lacks a descriptor waits
-in a line of its own, whatever the name.
+in a line of its own, whatever the name, and who lacks one that is lent in another.
 """
 
 from bisect import bisect_left, insort
@@ -57,7 +57,7 @@ class Waiter(Protocol):
 
 
 class Lines(dict[str, "Line"]):
-    """The lines that there are now, by the host's name or ``FOR_A_DESCRIPTOR``."""
+    """The lines that there are now, by the host's name or one ``OF_NO_HOST``."""
 
     def __init__(self, later: Later) -> None:
         super().__init__()
@@ -86,6 +86,11 @@ class Lines(dict[str, "Line"]):
         line = self.get(name)
         if line is not None and line.leave(waiter):
             self._kept[line.owner] -= waiter.kept
+
+    def waits(self, name: str) -> bool:
+        """Say whether anybody is in a line."""
+        line = self.get(name)
+        return line is not None and line.waits()
 
     def end(self, name: str) -> None:
         """Take out a line in which nobody is left."""
@@ -120,6 +125,9 @@ class Line:
         self._name = name
         self._pause = 2 * FIRST_RETRY
         self._waiters: list[Waiter] = []
+
+    def waits(self) -> bool:
+        return bool(self._waiters)
 
     def join(self, waiter: Waiter) -> None:
         insort(self._waiters, waiter, key=_accepted_at)

@@ -65,6 +65,13 @@ class Resolver:
         """Nanoseconds too many that an owner has had, and at which time that was so."""
         self._owner = 0
         """Whose entry was gone into last for the question under way."""
+        self._asked = 0, 0
+        """The worker whose message is under way, and its number."""
+        self._said: list[tuple[bytes, str]] = []
+        self._backends: list[SocketType] = []
+        """What was found and not told yet, for whom ..."""
+        self._whose = 0
+        """... of which owner's entry the last was."""
         hosts.entering = self._enter
 
     def run(self) -> None:
@@ -79,14 +86,13 @@ class Resolver:
             if not message:
                 return
             sent, worker, questions = asked(message)
+            self._asked = worker, sent
             if board.epoch != epoch:  # those of another warden look now
-                self._tell(worker, answers(sent, []), [])
+                self._tell()
                 return
             place.take(worker, sent)
             # Whoever asks keeps the others until they can be looked up without being held.
             only_known = go == CAREFULLY and board.trouble == HELD
-            said: list[tuple[bytes, str]] = []
-            backends: list[SocketType] = []
             for (number, owner, validates), host in questions:
                 if only_known and owner == NOBODY:
                     continue
@@ -98,26 +104,29 @@ class Resolver:
                     found, backend = reach(self._hosts, host, validates, owner)
                 except Exception as error:  # of this question, no more
                     found, backend = fault(host, error), None
-                said.append(answer(number, found, self._owner))
+                self._said.append(answer(number, found, self._owner))
                 if backend is not None:
-                    backends.append(backend)
+                    self._backends.append(backend)
                 spent = monotonic_ns() - begun
                 if spent > NORMAL:
                     if place.owner not in self._trusted:
                         if used is not None:
                             self._account(taken(used, spent) - NORMAL)
                         watched = begun + MINUTE
-                    if place.given_up:
+                    if place.given_up or board.epoch != epoch:
                         break
-                    # The others have waited long enough.
-                    self._tell(worker, answers(sent, said, more=True), backends)
-                    said, backends = [], []
-            self._tell(worker, answers(sent, said), backends)
-            place.done()
-            if place.given_up:
+                    self._tell(more=True)  # the others have waited long enough
+            self._tell()
+            if place.given_up or board.epoch != epoch:  # the place is another's by now
                 return
+            place.done()
 
     def _enter(self, owner: int) -> None:
+        """Go into an owner's entry, where he may hold us, but with nothing of another's."""
+        if owner != self._whose:
+            if self._said and owner not in self._trusted:
+                self._tell(more=True)
+            self._whose = owner
         self._owner = owner
         self._place.enter(owner)
         bar = self._board.barred(owner)
@@ -125,14 +134,18 @@ class Resolver:
             passes = bar.why == HANGING and monotonic_ns() - bar.since < GRACE
             raise Barred(owner, _REASONS[bar.why], passes=passes)
 
-    def _tell(self, worker: int, message: bytes, backends: list[SocketType]) -> None:
-        rights = []
+    def _tell(self, *, more: bool = False) -> None:
+        """Tell what was found; whether ``more`` comes of the same message."""
+        worker, sent = self._asked
+        said, backends, rights = self._said, self._backends, []
+        self._said, self._backends = [], []
         if backends:
             descriptors = array("i", [backend.fileno() for backend in backends])
             rights.append((SOL_SOCKET, SCM_RIGHTS, descriptors))
+        message = (answers(sent, said, more=more),)
         # Who asked may not have taken many before these; it stops waiting by itself.
         with contextlib.suppress(OSError):
-            self._answers[worker].sendmsg((message,), rights, MSG_DONTWAIT)
+            self._answers[worker].sendmsg(message, rights, MSG_DONTWAIT)
         for backend in backends:
             backend.close()
 

@@ -51,10 +51,10 @@ MEMORY = Budget(
 )
 MEMORY_LOGGED = Budget(1150, "who it is, for a line at its end and one each hour")
 ISOLATED = Budget(
-    2477, "a connection, a message with a question, one with its answer, and two turns more"
+    2487, "a connection, a message with a question, one with its answer, and two turns more"
 )
-ISOLATED_AMONG_MANY = Budget(1814, "the same, with turns and messages for several")
-RESOLVED = Budget(382, "a question, an owner, a connect, two files asked for, an answer")
+ISOLATED_AMONG_MANY = Budget(1824, "the same, with turns and messages for several")
+RESOLVED = Budget(393, "a question, an owner, a connect, two files asked for, an answer")
 REPLY = Budget(1886, "a connection, and a read and a write for what the socket holds of 200 kB")
 
 
