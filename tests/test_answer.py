@@ -14,6 +14,7 @@ from sniproxy.resolver.answer import (
     answer,
     answered,
     answers,
+    as_answer,
     ask,
     asked,
     number_of,
@@ -45,17 +46,17 @@ SAID = [
 
 
 @pytest.mark.parametrize("more", [False, True])
-@pytest.mark.parametrize("said", [[], *[[one] for one in SAID], SAID, [SAID[-1]] * TOGETHER])
-def test_answers_are_read_as_they_were_written(said: list[Answer], more: bool) -> None:
-    message = answers(7 << 32, [answer(at, one, 5) for at, one in enumerate(said)], more=more)
+@pytest.mark.parametrize("written", [[], *[[one] for one in SAID], SAID, [SAID[-1]] * TOGETHER])
+def test_answers_are_read_as_they_were_written(written: list[Answer], more: bool) -> None:
+    message = answers(7 << 32, [answer(at, one, 5) for at, one in enumerate(written)], more=more)
     number, to_come, heads, texts = answered(message)
     assert (number, to_come) == (7 << 32, more)
     assert number_of(message[:BEGINNING]) == number
     read = []
-    for at, outcome, version, alert, length, error, owner in heads:
-        assert at == len(read)
-        line, _, reason = texts[:length].partition(" ")
-        texts = texts[length:]
-        read.append(Answer(outcome, line, version, alert, reason, error, owner))
-    assert read == [one if one.owner else one._replace(owner=5) for one in said]
+    for head in heads:
+        assert head[0] == len(read)
+        read.append(as_answer(head, texts[: head[4]]))
+        texts = texts[head[4] :]
+    assert not texts
+    assert read == [one if one.owner else one._replace(owner=5) for one in written]
     assert len(message) <= LONGEST

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from sniproxy.process import resolving
 from sniproxy.process.board import FOREVER, HELD, Bar, Board
-from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, TOO_MUCH, Resolver, taken
+from sniproxy.process.resolving import CAREFULLY, GO, MINUTE, NORMAL, TOO_MUCH, Resolver, taken
 from sniproxy.resolver.answer import (
     LONGEST,
     NOBODY,
@@ -21,6 +22,7 @@ from sniproxy.resolver.answer import (
     Outcome,
     Question,
     answered,
+    as_answer,
     ask,
 )
 from sniproxy.resolver.hosts import Hosts
@@ -59,14 +61,13 @@ class World:
             for fd in rights:
                 os.close(fd)
             sent, more, heads, texts = answered(message)
-            said = []
-            for _, outcome, version, alert, length, error, owner in heads:
-                line, _, reason = texts[:length].partition(" ")
-                texts = texts[length:]
-                said.append(Answer(outcome, line, version, alert, reason, error, owner))
+            some = []
+            for head in heads:
+                some.append(as_answer(head, texts[: head[4]]))
+                texts = texts[head[4] :]
             assert not texts
-            assert len(rights) == [one.outcome for one in said].count(Outcome.REACHED)
-            messages.append((sent, more, said))
+            assert len(rights) == [one.outcome for one in some].count(Outcome.REACHED)
+            messages.append((sent, more, some))
 
     def answer(self, host: str, go: bytes = GO) -> Answer:
         """Ask for one host."""
@@ -76,7 +77,13 @@ class World:
 
 
 @pytest.fixture
-def world(hosts: Hosts) -> Iterator[World]:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no look-up be slow only since others have the CPU: there is a message more for that."""
+    monkeypatch.setattr(resolving, "NORMAL", FOREVER)
+
+
+@pytest.fixture
+def world(hosts: Hosts, patient: None) -> Iterator[World]:
     made = World(hosts)
     yield made
     for one in made.sockets:
@@ -121,11 +128,14 @@ def test_nothing_of_anothers_is_kept_in_an_owners_entry(world: World) -> None:
     assert [(more, len(said)) for _, more, said in messages] == [(True, 2), (False, 3)]
 
 
-def test_who_looks_for_a_warden_that_has_died_leaves_anothers_place_alone(world: World) -> None:
+def test_who_looks_for_a_warden_that_has_died_leaves_anothers_place_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pathlib.Path("a.example").mkdir()
     entered = world.hosts.entering
 
     def replace(owner: int) -> None:
+        monkeypatch.setattr(resolving, "NORMAL", NORMAL)
         entered(owner)
         world.board.begin()
         world.place.take(0, 9)
@@ -139,11 +149,12 @@ def test_who_looks_for_a_warden_that_has_died_leaves_anothers_place_alone(world:
     assert world.place.since
 
 
-def test_who_comes_loose_leaves(world: World) -> None:
+def test_who_comes_loose_leaves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pathlib.Path("a.example").mkdir()
     hosts, entered = world.hosts, world.hosts.entering
 
     def hang(owner: int) -> None:
+        monkeypatch.setattr(resolving, "NORMAL", NORMAL)
         entered(owner)
         assert world.place.owner == owner
         assert world.place.question == (0, 5, 1)
@@ -195,10 +206,11 @@ def test_who_is_slow_is_told_of(world: World) -> None:
     [(54_001, 1, []), (54_001, 2, [54_001]), (os.geteuid(), 3, [])],
 )
 def test_who_is_slow_again_is_counted(
-    world: World, uid: int, count: int, counted: list[int]
+    world: World, uid: int, count: int, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a process uses is asked for only where something was slow before; and not of who is
     trusted. Who waits behind what is slow does not wait for what comes after it."""
+    monkeypatch.setattr(resolving, "NORMAL", NORMAL)
     pathlib.Path("a.example").mkdir()
     os.chown("a.example", uid, -1)
     owner = world.hosts.owner

@@ -10,7 +10,7 @@ import pytest
 from sniproxy.process.board import FOREVER, HELD, SLOW, Board
 from sniproxy.process.resolving import CAREFULLY, MINUTE
 from sniproxy.process.warden import HANGS, Warden, _Child
-from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered
+from sniproxy.resolver.answer import OWNER, Answer, Outcome, answered, as_answer
 from sniproxy.resolver.hosts import Hosts
 
 STRANGER = 54_001
@@ -58,9 +58,8 @@ class World:
         """Give what it has told: to which message, about which question."""
         sent, more, heads, texts = answered(self.answers.recv(512))
         assert not more
-        ((number, outcome, version, alert, _, error, owner),) = heads
-        line, _, reason = texts.partition(" ")
-        return sent, number, Answer(outcome, line, version, alert, reason, error, owner)
+        (head,) = heads
+        return sent, head[0], as_answer(head, texts)
 
     def end(self, child: _Child) -> None:
         child.socket.shutdown(socket.SHUT_RDWR)

@@ -38,6 +38,7 @@ from sniproxy.resolver.answer import (
     Outcome,
     Question,
     answered,
+    as_answer,
     ask,
     number_of,
 )
@@ -65,7 +66,6 @@ _RIGHTS = CMSG_SPACE(TOGETHER * array("i").itemsize)
 _FLAGS = MSG_DONTWAIT | MSG_CMSG_CLOEXEC
 _UNIX = int(AF_UNIX)
 _STREAM_NONBLOCK = SOCK_STREAM.value | SOCK_NONBLOCK.value
-_REACHED = int(Outcome.REACHED)
 
 
 class Desk(NamedTuple):
@@ -278,9 +278,10 @@ class Asking:
         under_way, unsent, guard = self._under_way, self._unsent, self._poller.guard
         sent, more, heads, texts = answered(message)
         text = 0
-        for number, outcome, version, alert, length, error, owner in heads:
+        for head in heads:
+            number, outcome, version, _, length, _, owner = head
             asker, _ = under_way.get(number, _NOT_ASKED)
-            backend = backends.pop() if outcome == _REACHED and backends else None
+            backend = backends.pop() if backends and not outcome else None
             text += length
             if asker is None:
                 if backend is not None:
@@ -292,9 +293,8 @@ class Asking:
             if length or outcome:
                 if outcome == Outcome.AGAIN:
                     self._see_trouble()
-                line, _, reason = texts[text - length : text].partition(" ")
-                said = Answer(outcome, line, version, alert, reason, error, owner)
-                act, arguments = asker.answered, (said, backend)
+                act = asker.answered
+                arguments = as_answer(head, texts[text - length : text]), backend
             del under_way[number]
             unsent.pop(number, None)  # it is there if memory failed when it was sent
             guard(asker, act, *arguments)

@@ -121,6 +121,13 @@ def answered(message: bytes) -> tuple[int, bool, Iterator[tuple[int, ...]], str]
     return number, bool(more), heads, message[texts:].decode("ascii")
 
 
+def as_answer(head: tuple[int, ...], text: str) -> Answer:
+    """Read an answer from what comes before its text, and that."""
+    _, outcome, version, alert, _, error, owner = head
+    line, _, reason = text.partition(" ")
+    return Answer(outcome, line, version, alert, reason, error, owner)
+
+
 def number_of(message: bytes) -> int:
     """Read which message a message answers, of its first ``BEGINNING`` bytes."""
     number: int = _ANSWERS.unpack(message)[0]
